@@ -1,0 +1,357 @@
+"""The governor: when a GPU parks and when it wakes. Everything that decides it lives in this file.
+
+`step` is a function of what was known, what was seen and the time. It never raises, waits, logs or reads a clock, so
+every promise can be tested by trying all orders of events (tests/core).
+
+What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.py walks every row):
+
+    phase      seen                                   next       asks for
+    ---------  -------------------------------------  ---------  ---------------------------------
+    AWAKE      counters: nothing live                 COOLING    (look again at last activity + idle_after)
+    COOLING    counters: something live               AWAKE      (look again in idle_after)
+    COOLING    counters: quiet for idle_after         ARMING     Arm
+    COOLING    hold                                   AWAKE      (held: not armed before it expires)
+    ARMING     counters: something live               AWAKE      (a doorbell may overtake the survey)
+    ARMING     survey: quiet, every doorbell armed    PARKING    Park
+    ARMING     survey: something live                 AWAKE
+    ARMING     survey: a doorbell rang                COOLING
+    ARMING     no answer in time                      COOLING
+    ARMING     doubt                                  COOLING    Reconcile
+    ARMING     hold                                   AWAKE
+    PARKING    applied                                PARKED     Look (the second look)
+    PARKING    busy, nothing to gain                  COOLING
+    PARKING    next lever                             WAKING     Wake (undoes what the lever did)
+    PARKING    failed                                 WAKING     Wake, Alarm (never parked again)
+    PARKING  * something live, or a doorbell rang     WAKING     Wake
+    PARKED   * something live, or a doorbell rang     WAKING     Wake
+    PARKED     look is due                            PARKED     Look
+    PARKED     survey: quiet                          PARKED     (look again in parked_look)
+    PARKED     no answer in time                      WAKING     Wake
+    WAKING     woken                                  AWAKE      (look at once)
+    WAKING     woken, but distrusted                  UNMANAGED
+    WAKING     failed, wedged, lost                   WAKING     Alarm
+    WAKING     pause is over                          WAKING     Wake (again, for ever)
+    AWAKE      the wake had no effect                 WAKING     Wake, Alarm (never parked again)
+    UNMANAGED  the wake had no effect                 WAKING     Alarm (asked again after a pause)
+    AWAKE      stop                                   STOPPED
+    PARKED     stop                                   WAKING     Wake
+    WAKING     woken, while stopping                  STOPPED
+
+Three roles are never mixed. Counters tell when to look, the ledger (sock_diag) tells whether to park, the doorbell
+wakes. While a GPU is awake nobody needs to be told when it falls quiet: a look once per idle_after finds the time of
+the last activity in the counters, and the end of that idle period cannot have passed before the look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from memscaler.core.model import (
+    Action,
+    Alarm,
+    Arm,
+    Counters,
+    Doubt,
+    GovernorState,
+    GpuPolicy,
+    GpuState,
+    Hold,
+    LeverResult,
+    Look,
+    Observation,
+    Outcome,
+    Park,
+    Phase,
+    Policy,
+    Public,
+    Reading,
+    Reconcile,
+    Stop,
+    Surveyed,
+    Unhold,
+    Wake,
+)
+
+PUBLIC = {
+    Phase.AWAKE: Public.AWAKE,
+    Phase.WAKING: Public.AWAKE,
+    Phase.STOPPED: Public.AWAKE,
+    Phase.COOLING: Public.COOLING,
+    Phase.ARMING: Public.COOLING,
+    Phase.PARKING: Public.COOLING,
+    Phase.PARKED: Public.PARKED,
+    Phase.UNMANAGED: Public.UNMANAGED,
+}
+
+DOWN = frozenset({Phase.PARKING, Phase.PARKED})
+PATIENCE = 3  # failed wakes in a row after which a GPU is not parked again
+MAX_DOUBLINGS = 5  # of wake_retry_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What `step` answers: the new state, what to do now, and when to come back at the latest."""
+
+    state: GovernorState
+    actions: tuple[Action, ...]
+    deadline_ns: int
+
+
+Answer = tuple[GpuState, tuple[Action, ...]]
+
+
+def initial(policy: Policy, now_ns: int, unmanaged: Mapping[str, str] | None = None) -> GovernorState:
+    """Every GPU awake, its idle timer starting now. `unmanaged`: GPU -> why no lever can work on it."""
+    reasons = unmanaged or {}
+    gpus = {
+        uuid: GpuState(
+            phase=Phase.UNMANAGED if uuid in reasons else Phase.AWAKE,
+            since_ns=now_ns,
+            due_ns=0 if uuid in reasons else now_ns,
+            quiet_floor_ns=now_ns,
+            distrust=reasons.get(uuid, ""),
+        )
+        for uuid in policy.gpus
+    }
+    return GovernorState(gpus, now_ns + policy.reconcile_every_ns, now_ns - policy.survey_timeout_ns)
+
+
+def public_state(gpu: GpuState) -> Public:
+    """The state of a GPU in the words that users see."""
+    if gpu.distrust:
+        return Public.UNMANAGED
+    if gpu.holds and gpu.phase not in DOWN:
+        return Public.HELD
+    return PUBLIC[gpu.phase]
+
+
+def step(state: GovernorState, seen: Observation, now_ns: int, policy: Policy) -> Step:
+    """Decide. Pure: the same arguments give the same answer."""
+    gpus = dict(state.gpus)
+    actions: tuple[Action, ...] = ()
+    for uuid in _concerned(seen, state):
+        gpus[uuid], wanted = _Governed(uuid, gpus[uuid], now_ns, policy, policy.gpus[uuid]).see(seen)
+        actions += wanted
+    reconcile_due_ns, reconciled_ns = state.reconcile_due_ns, state.reconciled_ns
+    if isinstance(seen, Doubt):  # soon, but no faster than a survey can answer: a failed one is a doubt too
+        reconcile_due_ns = min(reconcile_due_ns, max(now_ns, reconciled_ns + policy.survey_timeout_ns))
+    if now_ns >= reconcile_due_ns and isinstance(seen, Counters | Doubt):
+        actions += (Reconcile(seen.reason if isinstance(seen, Doubt) else "due"),)
+        reconcile_due_ns, reconciled_ns = now_ns + policy.reconcile_every_ns, now_ns
+    deadline_ns = min([reconcile_due_ns, *[gpu.due_ns for gpu in gpus.values() if gpu.due_ns]])
+    return Step(GovernorState(gpus, reconcile_due_ns, reconciled_ns), actions, deadline_ns)
+
+
+def _concerned(seen: Observation, state: GovernorState) -> Iterable[str]:
+    """The GPUs that are to hear of it."""
+    uuid = getattr(seen, "gpu", None)
+    if uuid is None:
+        return state.gpus
+    return (uuid,) if uuid in state.gpus else ()
+
+
+@dataclass(slots=True)  # not frozen: it lives for one step, and freezing costs a microsecond
+class _Governed:
+    """One GPU at one instant; each method answers with its next state and the actions wanted."""
+
+    uuid: str
+    gpu: GpuState
+    now_ns: int
+    policy: Policy
+    mine: GpuPolicy
+
+    def see(self, seen: Observation) -> Answer:
+        match seen:
+            case Counters(readings):
+                return self.counters(readings)
+            case Surveyed(_, seq, readings):
+                return self.surveyed(readings) if seq == self.gpu.seq else self.nothing()
+            case LeverResult():
+                return self.lever(seen)
+            case Doubt(reason):
+                return self.doubt(reason)
+            case Hold() | Unhold():
+                return self.hold(seen)
+            case Stop():
+                return self.stop()
+
+    # ---- what is seen ---------------------------------------------------------------------------------------------
+
+    def counters(self, readings: Mapping[int, Reading]) -> Answer:
+        due = 0 < self.gpu.due_ns <= self.now_ns
+        match self.gpu.phase:
+            case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
+                return self.wake("connection")
+            case _ if due and self.gpu.asked:
+                return self.doubt("survey not answered")
+            case Phase.PARKED if due:
+                return self.look()
+            case Phase.AWAKE | Phase.COOLING | Phase.ARMING:
+                return self.rest(readings)
+            case Phase.WAKING if due:
+                return self.wake(self.gpu.distrust or "retry")
+            case _:
+                return self.nothing()
+
+    def surveyed(self, readings: Mapping[int, Reading]) -> Answer:
+        match self.gpu.phase:
+            case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
+                return self.wake("ledger")
+            case Phase.PARKED:
+                return self.enter(Phase.PARKED, due_ns=self.now_ns + self.policy.parked_look_ns), ()
+            case Phase.ARMING if self.disturbed(readings):
+                self.gpu = replace(self.gpu, quiet_floor_ns=self.now_ns)
+                return self.rest(readings)
+            case Phase.ARMING if self.now_ns < self.ready_ns(readings):
+                return self.rest(readings)
+            case Phase.ARMING:
+                seq = self.gpu.seq + 1
+                return self.enter(Phase.PARKING, seq=seq, touched=True), (Park(self.uuid, seq),)
+            case _:
+                return self.nothing()
+
+    def lever(self, result: LeverResult) -> Answer:
+        if result.outcome is Outcome.NO_EFFECT:
+            return self.in_vain(result)
+        if result.seq != self.gpu.seq:
+            return self.nothing()
+        if self.gpu.phase is Phase.WAKING:
+            return self.woken() if result.outcome is Outcome.WOKEN else self.wake_failed(result)
+        return self.park_answered(result) if self.gpu.phase in DOWN else self.nothing()
+
+    def doubt(self, reason: str) -> Answer:
+        if self.gpu.phase in DOWN:
+            return self.wake(reason)
+        if self.gpu.phase is Phase.ARMING:
+            due_ns = self.now_ns + self.mine.idle_after_ns
+            return self.enter(Phase.COOLING, quiet_floor_ns=self.now_ns, due_ns=due_ns), ()
+        return replace(self.gpu, quiet_floor_ns=self.now_ns), ()
+
+    def hold(self, lease: Hold | Unhold) -> Answer:
+        expires_ns = lease.expires_ns if isinstance(lease, Hold) else 0
+        holds = self.unexpired({**self.gpu.holds, lease.owner: expires_ns})
+        changed = holds != self.gpu.holds
+        self.gpu = replace(self.gpu, holds=holds)
+        if self.gpu.phase in DOWN and holds:
+            return self.wake("hold")
+        if self.gpu.phase in (Phase.ARMING, Phase.AWAKE, Phase.COOLING) and changed:
+            return self.enter(Phase.AWAKE, due_ns=self.now_ns), ()
+        return self.nothing()
+
+    def stop(self) -> Answer:
+        self.gpu = replace(self.gpu, stopping=True)
+        return self.wake("stop") if self.gpu.touched else (self.enter(Phase.STOPPED), ())
+
+    # ---- what follows ---------------------------------------------------------------------------------------------
+
+    def nothing(self) -> Answer:
+        return self.gpu, ()
+
+    def enter(self, phase: Phase, **changes: object) -> GpuState:
+        """The state after a change of phase; `due_ns` is 0 unless given, `since_ns` stays if the phase does."""
+        since_ns = self.gpu.since_ns if phase is self.gpu.phase else self.now_ns
+        changed = {"phase": phase, "since_ns": since_ns, "due_ns": 0, "asked": False, **changes}
+        return replace(self.gpu, **changed)  # type: ignore[arg-type]  # names are checked by replace
+
+    def disturbed(self, readings: Mapping[int, Reading]) -> bool:
+        """Live connections, a doorbell that rang, or a watch that could not be read."""
+        for slot in self.mine.watches:
+            reading = readings.get(slot)
+            if reading is None or reading.live > 0 or not reading.armed:
+                return True
+        return False
+
+    def live(self, readings: Mapping[int, Reading]) -> bool:
+        """Live connections, or a watch that could not be read."""
+        mine = [readings.get(slot) for slot in self.mine.watches]
+        return any(reading is None or reading.live > 0 for reading in mine)
+
+    def quiet_since_ns(self, readings: Mapping[int, Reading]) -> int:
+        last = [readings[slot].last_activity_ns for slot in self.mine.watches if slot in readings]
+        return max([self.gpu.quiet_floor_ns, *last])
+
+    def ready_ns(self, readings: Mapping[int, Reading]) -> int:
+        """The earliest time at which this GPU may park."""
+        dwelt = 0 if self.gpu.parked_at_ns is None else self.gpu.parked_at_ns + self.mine.min_dwell_ns
+        return max([self.quiet_since_ns(readings) + self.mine.idle_after_ns, dwelt, *self.gpu.holds.values()])
+
+    def unexpired(self, holds: Mapping[str, int]) -> Mapping[str, int]:
+        return {owner: at for owner, at in holds.items() if at > self.now_ns}
+
+    def rest(self, readings: Mapping[int, Reading]) -> Answer:
+        """Awake or cooling, as the counters say; arms once when the time has come."""
+        holds = self.unexpired(self.gpu.holds)
+        self.gpu = replace(self.gpu, holds=holds)
+        if self.live(readings):
+            return self.enter(Phase.AWAKE, due_ns=min([self.now_ns + self.mine.idle_after_ns, *holds.values()])), ()
+        ready_ns = self.ready_ns(readings)
+        if self.now_ns < ready_ns:
+            return self.enter(Phase.COOLING, since_ns=self.quiet_since_ns(readings), due_ns=ready_ns), ()
+        if self.gpu.phase is Phase.ARMING:
+            return self.nothing()
+        seq = self.gpu.seq + 1
+        due_ns = self.now_ns + self.policy.survey_timeout_ns
+        return self.enter(Phase.ARMING, seq=seq, asked=True, due_ns=due_ns), (Arm(self.uuid, seq),)
+
+    def look(self) -> Answer:
+        due_ns = self.now_ns + self.policy.survey_timeout_ns
+        return self.enter(Phase.PARKED, asked=True, due_ns=due_ns), (Look(self.uuid, self.gpu.seq),)
+
+    def wake(self, reason: str, *alarms: Action) -> Answer:
+        seq = self.gpu.seq + 1
+        return self.enter(Phase.WAKING, seq=seq, touched=True), (Wake(self.uuid, seq, reason), *alarms)
+
+    def woken(self) -> Answer:
+        """Full speed again. A park that was not answered may have taken effect until now."""
+        retries = self.gpu.retries if self.gpu.distrust else 0  # the next wake may be in vain again
+        now_ns = self.now_ns
+        self.gpu = replace(self.gpu, touched=False, retries=retries, quiet_floor_ns=now_ns, parked_at_ns=now_ns)
+        if self.gpu.stopping:
+            return self.enter(Phase.STOPPED), ()
+        if self.gpu.distrust:
+            return self.enter(Phase.UNMANAGED), ()
+        return self.enter(Phase.AWAKE, due_ns=now_ns), ()
+
+    def wake_failed(self, result: LeverResult) -> Answer:
+        """Ask again after a pause; the pauses grow up to a limit."""
+        retries = self.gpu.retries + 1
+        hopeless = result.outcome is not Outcome.FAILED or retries >= PATIENCE
+        distrust = self.gpu.distrust or (_reason(result) if hopeless else "")
+        due_ns = self.now_ns + self.policy.wake_retry_ns * (1 << min(MAX_DOUBLINGS, retries - 1))
+        waiting = self.enter(Phase.WAKING, touched=True, retries=retries, distrust=distrust, due_ns=due_ns)
+        return waiting, (Alarm(self.uuid, f"wake failed: {_reason(result)}"),)
+
+    def in_vain(self, result: LeverResult) -> Answer:
+        """A wake was reported done, but the clocks stay down: the first time ask again at once, then after pauses."""
+        if self.gpu.phase is not Phase.WAKING and not self.gpu.retries:
+            self.gpu = replace(self.gpu, retries=1)
+            return self.distrusted(_reason(result))
+        if self.gpu.phase is not Phase.WAKING or result.seq == self.gpu.seq:
+            return self.wake_failed(result)
+        known = replace(self.gpu, distrust=self.gpu.distrust or _reason(result))  # another wake is on its way
+        return known, (Alarm(self.uuid, _reason(result)),)
+
+    def park_answered(self, result: LeverResult) -> Answer:
+        match result.outcome:
+            case Outcome.APPLIED | Outcome.VERIFIED if self.gpu.phase is Phase.PARKED:
+                return self.nothing()
+            case Outcome.APPLIED | Outcome.VERIFIED:
+                self.gpu = self.enter(Phase.PARKED, parked_at_ns=self.now_ns)
+                return self.look()
+            case Outcome.BUSY | Outcome.NOTHING_TO_GAIN if self.gpu.phase is Phase.PARKING:
+                due_ns = self.now_ns + self.mine.idle_after_ns
+                return self.enter(Phase.COOLING, touched=False, quiet_floor_ns=self.now_ns, due_ns=due_ns), ()
+            case Outcome.NEXT_LEVER:
+                return self.wake(_reason(result))
+            case _:
+                return self.distrusted(_reason(result))
+
+    def distrusted(self, reason: str) -> Answer:
+        """Wake it, say so, and never park it again."""
+        self.gpu = replace(self.gpu, distrust=self.gpu.distrust or reason)
+        return self.wake(reason, Alarm(self.uuid, reason))
+
+
+def _reason(result: LeverResult) -> str:
+    return result.reason or str(result.outcome)

@@ -1,0 +1,245 @@
+"""The words of the governor: what it is told (observations), what it asks for (actions), what it goes by (policy).
+
+Everything here is frozen data from the standard library. Times are nanoseconds of CLOCK_MONOTONIC, the clock of
+bpf_ktime_get_ns, so that kernel and user space compare them without conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+SECOND_NS = 1_000_000_000
+
+
+class Public(StrEnum):
+    """The states of a GPU that users see."""
+
+    AWAKE = "awake"
+    COOLING = "cooling"
+    PARKED = "parked"
+    HELD = "held"
+    UNMANAGED = "unmanaged"
+
+
+class Phase(StrEnum):
+    """The governor's own, finer states; `PUBLIC` in governor.py maps them to what users see."""
+
+    AWAKE = "awake"  # live connections at the last look
+    COOLING = "cooling"  # quiet, timer running
+    ARMING = "arming"  # doorbells armed, waiting for the ledger (sock_diag)
+    PARKING = "parking"  # park asked for, driver call not answered
+    PARKED = "parked"  # the driver call returned; armed
+    WAKING = "waking"  # wake asked for, not answered
+    UNMANAGED = "unmanaged"  # at full speed and left there, with the reason
+    STOPPED = "stopped"  # after Stop, known to be at full speed
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one watch's counters say: live connections, the last time something happened, and its doorbell."""
+
+    live: int
+    last_activity_ns: int
+    armed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPolicy:
+    """What one GPU goes by. `watches` are the slots whose connections count for it; idle_after_ns is above zero."""
+
+    watches: frozenset[int]
+    idle_after_ns: int = 60 * SECOND_NS
+    min_dwell_ns: int = SECOND_NS
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What all go by; every interval is above zero.
+
+    reconcile_every_ns: the slow comparison of the counters with sock_diag.
+    parked_look_ns: how often to look at sock_diag while a GPU is parked; 1 s where the kernel side may lose opens,
+        else the slow interval.
+    survey_timeout_ns: a survey that has not answered by then counts as doubt.
+    wake_retry_ns: the pause before a failed wake is asked for again (doubles up to 32 times this).
+    """
+
+    gpus: Mapping[str, GpuPolicy]
+    reconcile_every_ns: int = 60 * SECOND_NS
+    parked_look_ns: int = 60 * SECOND_NS
+    survey_timeout_ns: int = 5 * SECOND_NS
+    wake_retry_ns: int = SECOND_NS // 10
+
+
+# ---- observations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The counters of every watch, read now. Fed at each deadline and each ring of the doorbell."""
+
+    readings: Mapping[int, Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """The answer to the Arm or Look of this number: the counters, read after they were compared with sock_diag."""
+
+    gpu: str
+    seq: int
+    readings: Mapping[int, Reading]
+
+
+class Outcome(StrEnum):
+    """How a lever call ended."""
+
+    APPLIED = "applied"  # park: the driver call returned success (effect not verified yet)
+    VERIFIED = "verified"  # park: the clocks are down
+    NOTHING_TO_GAIN = "nothing_to_gain"  # park: not tried, the clocks are low by themselves
+    BUSY = "busy"  # park: not tried: the GPU works although no connection is live
+    NEXT_LEVER = "next_lever"  # park: this lever does not work here, the next park uses another one
+    FAILED = "failed"  # park: no lever is left that works; wake: the driver refused
+    WOKEN = "woken"  # wake: the driver call returned success
+    NO_EFFECT = "no_effect"  # wake: success was reported earlier, but the clocks stay down
+    WEDGED = "wedged"  # the driver does not answer within the deadline
+    LOST = "lost"  # the GPU is gone
+
+
+@dataclass(frozen=True, slots=True)
+class LeverResult:
+    """The answer of a GPU's actuator to the Park or Wake with this sequence number."""
+
+    gpu: str
+    seq: int
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An operator keeps a GPU awake until `expires_ns`."""
+
+    gpu: str
+    owner: str
+    expires_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unhold:
+    """The operator's lease ends early."""
+
+    gpu: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something is not as it should be (overflow, lost guardian, failed survey). `gpu` None means all of them."""
+
+    reason: str
+    gpu: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """memscaler ends: wake everything and park nothing more."""
+
+
+Observation = Counters | Surveyed | LeverResult | Hold | Unhold | Doubt | Stop
+
+
+# ---- actions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Arm the doorbells of the GPU's watches, then compare with sock_diag; answer with Surveyed."""
+
+    gpu: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Compare with sock_diag without arming; answer with Surveyed."""
+
+    gpu: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Put the GPU into its low-power setting; answer with LeverResult."""
+
+    gpu: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Undo the low-power setting; answer with LeverResult."""
+
+    gpu: str
+    seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile:
+    """Compare all counters with sock_diag and heal the set; answer with Counters."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """An operator should know."""
+
+    gpu: str
+    reason: str
+
+
+Action = Arm | Look | Park | Wake | Reconcile | Alarm
+
+
+# ---- state --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """One GPU as the governor knows it.
+
+    since_ns: start of the phase; for COOLING the last activity.
+    due_ns: when the governor wants to hear again (0: only when something happens).
+    quiet_floor_ns: the idle timer starts no earlier than this (daemon start, last wake, other signs of work).
+    seq: number of the last Arm, Park or Wake; answers to earlier ones are stale. A Look bears the number of its Park.
+    asked: the last Arm or Look is not answered yet.
+    touched: a Park was issued and no wake after it has been confirmed.
+    parked_at_ns: the last time a park took effect or may have done so; the minimum dwell counts from here.
+    distrust: why this GPU will not be parked again ("" while it is trusted).
+    retries: failed wakes in a row; those in vain count although the driver reported success.
+    holds: owner -> expiry.
+    """
+
+    phase: Phase = Phase.AWAKE
+    since_ns: int = 0
+    due_ns: int = 0
+    quiet_floor_ns: int = 0
+    seq: int = 0
+    asked: bool = False
+    touched: bool = False
+    distrust: str = ""
+    parked_at_ns: int | None = None
+    retries: int = 0
+    stopping: bool = False
+    holds: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GovernorState:
+    """All GPUs, when the next reconciliation is due and when the last one was asked for."""
+
+    gpus: Mapping[str, GpuState]
+    reconcile_due_ns: int = 0
+    reconciled_ns: int = 0

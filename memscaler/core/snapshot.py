@@ -1,0 +1,103 @@
+"""What the daemon knows, at one instant, as frozen data: the only thing that metrics, status and log are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which GPU this is. index: NVML index; pci_bus_id: "00000000:3B:00.0" as NVML writes it."""
+
+    index: int
+    uuid: str
+    pci_bus_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One sample of a GPU. None: this card does not tell, or the call failed; never a made-up number."""
+
+    at_ns: int
+    power_w: float | None = None
+    energy_j: float | None = None
+    memory_clock_mhz: int | None = None
+    graphics_clock_mhz: int | None = None
+    pstate: int | None = None
+    utilization_ratio: float | None = None
+    temperature_c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Cumulative counts per upper bound in seconds (the last is +Inf), and the sum of all values."""
+
+    buckets: tuple[tuple[float, int], ...]
+    sum_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSnapshot:
+    """One GPU now. `state_s` sums the seconds per public state; `energy_source` is "counter" or "integrated"."""
+
+    identity: Identity
+    state: str
+    since_ns: int
+    reason: str
+    lever: str
+    next_ns: int
+    state_s: Mapping[str, float]
+    state_energy_j: Mapping[str, float]
+    transitions: Mapping[str, int]
+    energy_j: float | None
+    energy_source: str
+    energy_saved_j: float
+    baseline_w: float | None
+    reading: GpuReading | None
+    wake_latency: Histogram
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSnapshot:
+    """One watched port now. gpus: UUIDs. idle_s: time since the last activity, 0 while connections are live."""
+
+    port: int
+    scope: str
+    gpus: tuple[str, ...]
+    live: int
+    accepts: int
+    closes: int
+    ignored: int
+    idle_s: float
+    rings: int
+    overflows: int
+    corrections: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSnapshot:
+    """The kernel side now. hooks: hook -> attached; recursion_misses: hook -> events that the kernel skipped."""
+
+    hooks: Mapping[str, bool]
+    recursion_misses: Mapping[str, int]
+    reconciles: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything, at `at_ns` (CLOCK_MONOTONIC)."""
+
+    at_ns: int
+    started_unix_s: float
+    version: str
+    driver_version: str
+    hostname: str
+    dry_run: bool
+    gpus: tuple[GpuSnapshot, ...]
+    watches: tuple[WatchSnapshot, ...]
+    kernel: KernelSnapshot
+    guardian_restarts: int = 0
