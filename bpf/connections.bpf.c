@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * Which connections to watched server ports are live.
+ *
+ * Two hooks feed one set. The tracepoint sock:inet_sock_set_state does the accounting; a sockops program sees every
+ * passive open as well, because the kernel skips a perf-attached tracepoint program whenever another tracing program
+ * runs on that CPU. Both insert under the same identity: whoever comes first counts, the other finds the entry.
+ * User space heals lost closes and remembers what was open before; it writes to `connections` and to `armed` only.
+ *
+ * bpf/README.md is the contract of the maps. Compiled by bcc with the stub headers beside this file; MAX_CONNECTIONS,
+ * MAX_WATCHES, OFFSET_SKC_NET and OFFSET_NET_COOKIE come from the loader, everything else arrives through maps.
+ */
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_RECV 3
+#define TCP_CLOSE_WAIT 8
+
+#define RING_FORCE_WAKEUP 2 /* BPF_RB_FORCE_WAKEUP */
+
+struct watch_key {
+    u64 netns; /* cookie of the network namespace, 0 = any */
+    u32 port;  /* local port, host order */
+    u32 pad;
+};
+
+struct ignore_key {
+    u32 prefix_bits; /* 32 for the slot, 96 for v4-in-v6, then the prefix's own */
+    u32 slot;
+    u8 peer[16];
+};
+
+struct identity {
+    u64 netns;
+    u16 local_port;
+    u16 peer_port;
+    u32 pad;
+    u8 local[16]; /* IPv4 as ::ffff:a.b.c.d */
+    u8 peer[16];
+};
+
+struct connection {
+    u64 since_ns; /* CLOCK_MONOTONIC; 0 if user space found it */
+    u32 slot;
+    u32 pad;
+};
+
+/* One per watch, read by user space through mmap. All but `armed` only grow; live = opened + seeded - closed - healed. */
+struct slot {
+    u64 opened;
+    u64 closed;
+    u64 last_activity_ns;
+    u64 armed;   /* set by user space, cleared by the ring */
+    u64 rang_ns; /* kernel time of the event that rang last */
+    u64 rings;
+    u64 overflow;    /* opens that found the set full */
+    u64 ring_failed; /* rings that found the doorbell's buffer full */
+    u64 ignored;
+    u64 opened_by_sockops;  /* of `opened`, those that the sockops program saw first */
+    u64 seen_by_tracepoint; /* opens that the tracepoint saw, first or second */
+    u64 pad[5];             /* two cache lines each */
+};
+
+BPF_F_TABLE("array", u32, u64, ports, 65536 / 64, 0); /* bit set: some watch has this port */
+BPF_F_TABLE("hash", struct watch_key, u32, watches, MAX_WATCHES, 0);
+BPF_F_TABLE("lpm_trie", struct ignore_key, u32, ignore, 1024, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", struct identity, struct connection, connections, MAX_CONNECTIONS, 0);
+BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES, BPF_F_MMAPABLE);
+BPF_RINGBUF_OUTPUT(doorbell, 1);
+
+/* The cheap question that all other traffic on the machine pays for. */
+static inline int is_any_watch(u16 port)
+{
+    u32 word = port / 64;
+    u64 *bits = ports.lookup(&word);
+
+    return bits && (*bits >> (port % 64) & 1);
+}
+
+static inline u32 *find_watch(u64 netns, u32 port)
+{
+    struct watch_key key = { .netns = netns, .port = port };
+    u32 *slot = watches.lookup(&key);
+
+    if (slot || !netns)
+        return slot;
+    key.netns = 0;
+    return watches.lookup(&key);
+}
+
+/*
+ * User space sets `armed`, then looks at the counters; the hook counts, then looks at `armed`. One of the two must see
+ * the other's write, so what stands between has to be a full barrier: the compare-and-exchange is one, a plain load of
+ * `armed` before it would not be. Kernels before 5.12 have none; there two rings may come for one open, never too few.
+ */
+static inline int disarm(struct slot *slot)
+{
+#ifdef WITHOUT_COMPARE_AND_EXCHANGE
+    if (!slot->armed)
+        return 0;
+    slot->armed = 0;
+    return 1;
+#else
+    return __sync_val_compare_and_swap(&slot->armed, 1, 0) == 1;
+#endif
+}
+
+static inline void ring(struct slot *slot, u64 now_ns)
+{
+    u64 look = 1;
+
+    if (!disarm(slot))
+        return;
+    slot->rang_ns = now_ns;
+    __sync_fetch_and_add(&slot->rings, 1);
+    if (doorbell.ringbuf_output(&look, sizeof(look), RING_FORCE_WAKEUP))
+        __sync_fetch_and_add(&slot->ring_failed, 1);
+}
+
+static inline int is_ignored(u32 index, const u8 *peer)
+{
+    struct ignore_key key = { .prefix_bits = 32 + 128, .slot = index };
+
+    __builtin_memcpy(key.peer, peer, 16);
+    return ignore.lookup(&key) != 0;
+}
+
+/* An open was seen by one of the hooks. Counted if the connection is new to the set; rings in any case. */
+static inline void enter(struct identity *id, u32 index, int by_sockops)
+{
+    struct connection connection = { .slot = index, .since_ns = bpf_ktime_get_ns() };
+    struct slot *slot = slots.lookup(&index);
+    struct connection *known;
+
+    if (!slot)
+        return;
+    if (is_ignored(index, id->peer)) {
+        if (!by_sockops)
+            __sync_fetch_and_add(&slot->ignored, 1);
+        return;
+    }
+    if (!by_sockops)
+        __sync_fetch_and_add(&slot->seen_by_tracepoint, 1);
+    if (!connections.insert(id, &connection)) {
+        __sync_fetch_and_add(&slot->opened, 1);
+        if (by_sockops)
+            __sync_fetch_and_add(&slot->opened_by_sockops, 1);
+    } else {
+        /* The other hook was first, or an earlier connection of this identity was never seen to close. */
+        known = connections.lookup(id);
+        if (known)
+            known->since_ns = connection.since_ns;
+        else
+            __sync_fetch_and_add(&slot->overflow, 1);
+    }
+    slot->last_activity_ns = connection.since_ns;
+    ring(slot, connection.since_ns);
+}
+
+static inline void leave(struct identity *id)
+{
+    struct connection *connection = connections.lookup(id);
+    struct slot *slot;
+    u32 index;
+
+    if (!connection)
+        return;
+    index = connection->slot;
+    if (connections.delete(id))
+        return; /* user space healed it in between */
+    slot = slots.lookup(&index);
+    if (!slot)
+        return;
+    __sync_fetch_and_add(&slot->closed, 1);
+    slot->last_activity_ns = bpf_ktime_get_ns();
+}
+
+static inline u64 netns_of_socket(const void *sk)
+{
+    u64 cookie = 0;
+#ifdef OFFSET_SKC_NET
+    const void *net = 0;
+
+    bpf_probe_read_kernel(&net, sizeof(net), sk + OFFSET_SKC_NET);
+    bpf_probe_read_kernel(&cookie, sizeof(cookie), net + OFFSET_NET_COOKIE);
+#endif
+    return cookie;
+}
+
+static inline int is_live(int state)
+{
+    return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+}
+
+TRACEPOINT_PROBE(sock, inet_sock_set_state)
+{
+    struct identity id = {};
+    u32 *index;
+    int opens;
+
+    if (args->protocol != IPPROTO_TCP) /* not MPTCP's 262: its subflows come by themselves */
+        return 0;
+    opens = args->oldstate == TCP_SYN_RECV && args->newstate == TCP_ESTABLISHED;
+    /* Out of SYN_RECV too: with TCP Fast Open the sockops hook comes that early. */
+    if (!opens && (is_live(args->newstate) || !(is_live(args->oldstate) || args->oldstate == TCP_SYN_RECV)))
+        return 0;
+    if (!is_any_watch(args->sport)) /* inet_sport: still there when the socket is done with */
+        return 0;
+
+    id.netns = netns_of_socket(args->skaddr);
+    id.local_port = args->sport;
+    id.peer_port = args->dport;
+    /* Only the v6 fields are right for every family; IPv4 stands there as ::ffff:a.b.c.d. */
+    __builtin_memcpy(id.local, args->saddr_v6, 16);
+    __builtin_memcpy(id.peer, args->daddr_v6, 16);
+    if (!opens) {
+        leave(&id);
+        return 0;
+    }
+    index = find_watch(id.netns, id.local_port);
+    if (index)
+        enter(&id, *index, 0);
+    return 0;
+}
+
+#ifdef WITH_SOCKOPS
+/* clang would merge these loads into one of a modified context pointer, which the verifier refuses. */
+#define LOAD(target, field)                   \
+    do {                                      \
+        (target) = (field);                   \
+        asm volatile("" : "+r"(target));      \
+    } while (0)
+
+static inline void put_v4(u8 *address, u32 v4)
+{
+    address[10] = 0xff;
+    address[11] = 0xff;
+    __builtin_memcpy(address + 12, &v4, 4);
+}
+
+int passive_open(struct bpf_sock_ops *ops)
+{
+    struct identity id = {};
+    u32 *index, port, peer_port, family, a, b, c, d;
+
+    if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+        return 1;
+    LOAD(port, ops->local_port);
+    if (!is_any_watch(port))
+        return 1;
+    LOAD(peer_port, ops->remote_port);
+    LOAD(family, ops->family);
+#ifdef OFFSET_SKC_NET
+    id.netns = bpf_get_netns_cookie(ops);
+#endif
+    index = find_watch(id.netns, port);
+    if (!index)
+        return 1;
+    id.local_port = port;
+    id.peer_port = bpf_ntohl(peer_port);
+    if (family == AF_INET6) {
+        LOAD(a, ops->local_ip6[0]);
+        LOAD(b, ops->local_ip6[1]);
+        LOAD(c, ops->local_ip6[2]);
+        LOAD(d, ops->local_ip6[3]);
+        __builtin_memcpy(id.local, (u32[]){ a, b, c, d }, 16);
+        LOAD(a, ops->remote_ip6[0]);
+        LOAD(b, ops->remote_ip6[1]);
+        LOAD(c, ops->remote_ip6[2]);
+        LOAD(d, ops->remote_ip6[3]);
+        __builtin_memcpy(id.peer, (u32[]){ a, b, c, d }, 16);
+    } else {
+        LOAD(a, ops->local_ip4);
+        LOAD(b, ops->remote_ip4);
+        put_v4(id.local, a);
+        put_v4(id.peer, b);
+    }
+    enter(&id, *index, 1);
+    return 1;
+}
+#endif

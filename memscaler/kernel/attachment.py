@@ -1,0 +1,137 @@
+"""Runs the loader and keeps what it hands over: the kernel side lives exactly as long as these descriptors."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing
+from memscaler.kernel.bpf import program_info
+from memscaler.kernel.counters import MAX_WATCHES
+
+DISTRIBUTION_PYTHON = "/usr/bin/python3"
+LOADER = Path(__file__).with_name("loader.py")
+LOAD_TIMEOUT_S = 60.0  # 0.2 s here; 4 s in an emulated machine
+_MESSAGE_BYTES = 64 * 1024
+_MAX_FDS = 16
+
+
+@dataclass(slots=True)
+class Attachment:
+    """Descriptors of maps, programs and attachments; close() detaches everything."""
+
+    fds: Mapping[str, int]
+    notices: tuple[str, ...]
+    headers: str
+    tells_netns: bool
+    python: str
+    _open: bool = field(default=True)
+
+    @property
+    def sees_every_open(self) -> bool:
+        """True if the sockops hook is attached, so that no open can be lost."""
+        return "sockops" in self.fds
+
+    def recursion_misses(self) -> dict[str, int]:
+        """Per hook: events that the kernel skipped because another tracing program was running on that CPU."""
+        hooks = {"tracepoint": "tracepoint_program", "sockops": "sockops_program"}
+        return {
+            hook: program_info(self.fds[name])["recursion_misses"] for hook, name in hooks.items() if name in self.fds
+        }
+
+    def close(self) -> None:
+        """Detach. Idempotent."""
+        if self._open:
+            self._open = False
+            for fd in self.fds.values():
+                os.close(fd)
+
+
+def load(
+    bpf_dir: Path,
+    *,
+    loader_python: str = "",
+    max_connections: int = 65536,
+    without: Sequence[str] = (),
+) -> Attachment:
+    """Compile and attach, in a child that is gone when this returns.
+
+    loader_python: the interpreter that has bcc; "" tries this one, then the distribution's.
+    without: "sockops" or "btf", to run as on a machine that lacks them.
+    Raise PermissionMissing (exit 4) or KernelUnavailable (exit 69), each with what to do.
+    """
+    options = {"max_connections": max_connections, "max_watches": MAX_WATCHES}
+    options |= {f"without_{name}": True for name in without}
+    pythons = [loader_python] if loader_python else list(dict.fromkeys([sys.executable, DISTRIBUTION_PYTHON]))
+    failure: MemscalerError = KernelUnavailable("no python to run the BPF loader with")
+    for python in pythons:
+        try:
+            answer, fds = _run(python, bpf_dir, options)
+        except OSError as error:
+            failure = KernelUnavailable(f"cannot run {python}: {error.strerror}", hint="name a python: --loader-python PATH")
+            continue
+        if "error" not in answer:
+            return Attachment(
+                dict(zip(answer["fds"], fds, strict=True)),
+                tuple(answer["notices"]),
+                answer["headers"],
+                bool(answer["netns"]),
+                python,
+            )
+        failure = _error(answer)
+        if answer["error"] != "no-bcc":
+            break
+    raise failure
+
+
+def _error(answer: Mapping[str, str]) -> MemscalerError:
+    kind = PermissionMissing if answer["error"] == "no-permission" else KernelUnavailable
+    return kind(answer["message"], hint=answer["hint"])
+
+
+def _run(python: str, bpf_dir: Path, options: Mapping[str, object]) -> tuple[dict[str, str], list[int]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [python, "-I", str(LOADER), str(theirs.fileno()), str(bpf_dir), json.dumps(options)]
+        child = subprocess.Popen(  # noqa: S603  # our own script, an interpreter that the operator chose
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={"PATH": os.defpath, "LANG": "C.UTF-8"}
+        )
+        theirs.close()
+        try:
+            return _receive(ours, child)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            child.wait()
+
+
+def _receive(channel: socket.socket, child: subprocess.Popen[bytes]) -> tuple[dict[str, str], list[int]]:
+    readable, _, _ = select.select([channel], [], [], LOAD_TIMEOUT_S)
+    if not readable:
+        raise KernelUnavailable(f"the BPF loader did not answer within {LOAD_TIMEOUT_S:.0f} s")
+    space = socket.CMSG_SPACE(_MAX_FDS * 4)
+    message, ancillary, _, _ = channel.recvmsg(_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        status = child.wait()
+        raise KernelUnavailable(
+            f"the BPF loader died (status {status})", hint="start memscaler again; see the log above"
+        )
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    answer = json.loads(message)
+    if len(fds) != len(answer.get("fds", ())):  # the kernel drops what does not fit under the limit
+        for fd in fds:
+            os.close(fd)
+        raise KernelUnavailable("too few file descriptors are allowed for the BPF maps", hint="raise it: ulimit -n 1024")
+    return answer, list(fds)
