@@ -1,0 +1,95 @@
+"""The guardian: a process that waits for the daemon's death and wakes what it left parked.
+
+It blocks on a socket whose other end only the daemon holds. "bye" means that the daemon ended well; the end of the
+stream without it means that it was killed, and the kernel closes the stream only after the last thread has left its
+system calls, so no driver call of the daemon can come after the restore. Everything that the restore needs is
+imported before, so that it starts within milliseconds; the driver is opened only then, because an open driver
+session would block driver upgrades.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from memscaler.core.errors import MemscalerError
+from memscaler.gpu.restore import restore_from
+
+JOURNAL = "journal"  # folder in the runtime directory
+READY, GOODBYE = b"ready", b"bye"
+START_TIMEOUT_S = 20.0
+RESTORE_BUDGET_S = 30.0
+
+
+class Guardian:
+    """The daemon's side: starts the process, and knows when it has died (`pidfd` becomes readable)."""
+
+    def __init__(self, runtime_dir: Path, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self._channel = ours
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # our own module, our own interpreter
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(runtime_dir)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, **environment},
+            )
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.fd = ours.fileno()
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> bool:
+        """True once it watches over us."""
+        readable, _, _ = select.select([self._channel], [], [], timeout_s)
+        return bool(readable) and self._channel.recv(16) == READY
+
+    def dismiss(self) -> None:
+        """Everything is awake: it may go."""
+        with contextlib.suppress(OSError):
+            self._channel.send(GOODBYE)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of a guardian that is dead or dismissed."""
+        self._channel.close()
+        os.close(self.pidfd)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.5)
+
+
+def main(arguments: list[str]) -> int:
+    """The guardian's whole life."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+    channel = socket.socket(fileno=int(arguments[0]))
+    channel.send(READY)
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        said = channel.recv(16)
+    return 0 if said == GOODBYE else rescue(Path(arguments[1]))
+
+
+def rescue(runtime_dir: Path) -> int:
+    """Wake what the journal says is parked; exit status as of `memscaler restore`."""
+    try:
+        report = restore_from(runtime_dir / JOURNAL, budget_s=RESTORE_BUDGET_S)
+    except MemscalerError as error:
+        sys.stderr.write(f"memscaler guardian: {error}; run `memscaler restore`\n")
+        return error.exit_code
+    for gpu in report.gpus:
+        sys.stderr.write(f"memscaler guardian: the daemon died; {gpu}\n")
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,360 @@
+"""The event loop: turns what the edges see into observations, and the governor's actions into calls of the edges.
+
+One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. Between a ring and the wake
+there is as little as possible: silence the bell, read four words per watch, one step of the governor, one hand-over to
+the actuator's thread. Everything else (accounts, log, metrics) comes after the hand-over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from memscaler.core import governor
+from memscaler.core.errors import MemscalerError
+from memscaler.core.model import (
+    SECOND_NS,
+    Action,
+    Alarm,
+    Arm,
+    Counters,
+    Doubt,
+    Hold,
+    LeverResult,
+    Look,
+    Observation,
+    Outcome,
+    Park,
+    Phase,
+    Policy,
+    Reconcile,
+    Stop,
+    Surveyed,
+    Unhold,
+    Wake,
+)
+from memscaler.core.snapshot import Snapshot
+from memscaler.daemon.guardian import START_TIMEOUT_S, Guardian
+from memscaler.daemon.mailbox import Mailbox
+from memscaler.daemon.notify import Notifier
+from memscaler.daemon.record import Recorder
+from memscaler.gpu.actuator import Actuator
+from memscaler.gpu.reports import Note, Sample, WakeTiming
+from memscaler.kernel.doorbell import Doorbell
+from memscaler.kernel.ledger import Ledger
+
+GUARDIAN_HOLD = "guardian"
+FOR_EVER_NS = 2**62
+GUARDIAN_PAUSE_NS = SECOND_NS
+STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
+SAMPLE_AFTER_NS = 2 * SECOND_NS
+SNAPSHOT_WAIT_NS = 250_000_000
+SNAPSHOT_FRESH_NS = SECOND_NS
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWanted:
+    """Another thread wants to know everything; the answer goes into the future."""
+
+    answer: Future[Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """A signal (or a failure elsewhere) asks us to end."""
+
+    reason: str
+
+
+class Loop:
+    """Composed by main.py; run() returns when memscaler ends: True if every GPU is known to be awake."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        unmanaged: Mapping[str, str],
+        ledger: Ledger,
+        actuators: Mapping[str, Actuator],
+        recorder: Recorder,
+        mailbox: Mailbox,
+        notifier: Notifier,
+        start_guardian: Callable[[], Guardian] | None,
+        sample_every_ns: int,
+    ) -> None:
+        self._policy = policy
+        self._ledger = ledger
+        self._doorbell = Doorbell(ledger.attachment.fds["doorbell"])
+        self._actuators = actuators
+        self._recorder = recorder
+        self._mailbox = mailbox
+        self._notifier = notifier
+        self._start_guardian = start_guardian
+        self._guardian = start_guardian() if start_guardian else None
+        self._sample_every_ns = sample_every_ns
+        self._epoll = select.epoll()
+        now_ns = time.monotonic_ns()
+        self._state = governor.initial(policy, now_ns, unmanaged)
+        self._deadline_ns = now_ns
+        self._sample_due_ns = now_ns
+        self._heartbeat_due_ns = now_ns
+        self._guardian_due_ns = 0
+        self._guardian_started_ns = 0
+        self._stop_by_ns = 0
+        self._wanted: list[tuple[int, Future[Snapshot]]] = []
+        self._sampled_ns = 0
+        self._seen: deque[Observation] = deque()
+        self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
+
+    # ---- life -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Govern until told to stop."""
+        self._epoll.register(self._doorbell.fd, select.EPOLLIN)
+        self._epoll.register(self._mailbox.fd, select.EPOLLIN)
+        if self._guardian is not None:
+            if not self._guardian.wait_ready(START_TIMEOUT_S):
+                raise MemscalerError("the guardian process does not start", hint="see the log above")
+            self._recorder.guardian_ready(self._guardian.pid)
+            self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        self._note_states(time.monotonic_ns())
+        self._recorder.started()
+        self._notifier.send("READY=1")
+        while not self._ended():
+            self._turn()
+        return self._leave()
+
+    def _ended(self) -> bool:
+        if not self._stop_by_ns:
+            return False
+        stopped = all(gpu.phase is Phase.STOPPED for gpu in self._state.gpus.values())
+        return stopped or time.monotonic_ns() >= self._stop_by_ns
+
+    def _leave(self) -> bool:
+        self._notifier.send("STOPPING=1")
+        left = [uuid for uuid, gpu in self._state.gpus.items() if gpu.phase is not Phase.STOPPED]
+        for uuid in left:
+            self._recorder.left_parked(uuid)
+        if self._guardian is not None:
+            self._guardian.close() if left else self._guardian.dismiss()
+        return not left
+
+    # ---- one turn -------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        wait_ns = self._next_ns() - time.monotonic_ns()
+        for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS):
+            if fd == self._doorbell.fd:
+                self._rang()
+            elif fd == self._mailbox.fd:
+                self._read_mail()
+            elif self._guardian is not None and fd == self._guardian.pidfd:
+                self._guardian_died()
+            elif self._guardian is not None and fd == self._guardian.fd:
+                self._guardian_spoke()
+        self._timers(time.monotonic_ns())
+
+    def _next_ns(self) -> int:
+        due = [self._deadline_ns, self._sample_due_ns, *(at for _, at in self._calls_due())]
+        due += [at for at, _ in self._wanted]
+        due += [at for at in (self._guardian_due_ns, self._stop_by_ns) if at]
+        if self._notifier.heartbeat_ns:
+            due.append(self._heartbeat_due_ns)
+        return min(due)
+
+    def _rang(self) -> None:
+        self._doorbell.silence()
+        self._feed(Counters(self._ledger.readings()))
+
+    def _timers(self, now_ns: int) -> None:
+        for uuid, due_ns in self._calls_due():
+            call = self._actuators[uuid].overdue(now_ns)
+            if call is not None:
+                self._wedged[uuid] = due_ns
+                reason = f"the driver does not return from {call}"
+                self._recorder.error(uuid, "hung", reason)
+                self._feed(LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason))
+        if now_ns >= self._deadline_ns:
+            self._heal_overflow()
+            self._feed(Counters(self._ledger.readings()))
+        if now_ns >= self._sample_due_ns:
+            self._sample()
+        if self._guardian_due_ns and now_ns >= self._guardian_due_ns:
+            self._replace_guardian()
+        self._answer_snapshots(now_ns)
+        if self._notifier.heartbeat_ns and now_ns >= self._heartbeat_due_ns:
+            self._heartbeat_due_ns = now_ns + self._notifier.heartbeat_ns
+            self._notifier.send("WATCHDOG=1", "STATUS=" + self._recorder.summary(self._state))
+
+    def _calls_due(self) -> list[tuple[str, int]]:
+        """(GPU, deadline) of the driver calls under way, without those already known to hang."""
+        due = ((uuid, actuator.call_due_ns()) for uuid, actuator in self._actuators.items())
+        return [(uuid, at) for uuid, at in due if at is not None and self._wedged.get(uuid) != at]
+
+    # ---- the governor ---------------------------------------------------------------------------------------------
+
+    def _feed(self, seen: Observation) -> None:
+        """One observation, and every observation that its actions lead to at once."""
+        self._seen.append(seen)
+        while self._seen:
+            now_ns = time.monotonic_ns()
+            step = governor.step(self._state, self._seen.popleft(), now_ns, self._policy)
+            for action in step.actions:
+                if isinstance(action, Wake):
+                    self._actuators[action.gpu].wake(action.seq)
+            before, self._state, self._deadline_ns = self._state, step.state, step.deadline_ns
+            for action in step.actions:
+                self._do(action)
+            if step.state is not before:
+                self._note_states(now_ns)
+
+    def _note_states(self, now_ns: int) -> None:
+        """Power is sampled when a state begins, and once more when the card's one-second average has followed."""
+        for uuid in self._recorder.states(self._state, now_ns):
+            self._actuators[uuid].sample()
+            self._sample_due_ns = min(self._sample_due_ns, now_ns + SAMPLE_AFTER_NS)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Wake(uuid, seq, reason):
+                self._recorder.wake_asked(uuid, seq, reason, self._rang_ns(uuid))
+            case Park(uuid, seq):
+                self._recorder.park_asked(uuid, seq)
+                self._actuators[uuid].park(seq)
+            case Arm(uuid, seq):
+                for slot in self._policy.gpus[uuid].watches:
+                    self._ledger.counters.arm(slot)
+                self._survey(uuid, seq)
+            case Look(uuid, seq):
+                self._survey(uuid, seq)
+            case Reconcile(reason):
+                if self._reconcile(self._ledger.watches, reason):
+                    self._seen.append(Counters(self._ledger.readings()))
+            case Alarm(uuid, reason):
+                self._recorder.alarm(uuid, reason)
+
+    def _survey(self, uuid: str, seq: int) -> None:
+        if self._reconcile(self._policy.gpus[uuid].watches, "survey"):
+            self._seen.append(Surveyed(uuid, seq, self._ledger.readings()))
+        else:
+            self._seen.append(Doubt("sock_diag does not answer", uuid))
+
+    def _reconcile(self, slots: Iterable[int], reason: str) -> bool:
+        """False if the ledger cannot be asked now: then nothing may be parked on its word."""
+        try:
+            for slot in slots:
+                watch = self._ledger.watches[slot]
+                self._recorder.corrected(watch, self._ledger.reconcile(watch), reason)
+        except OSError as error:
+            self._recorder.ledger_failed(str(error))
+            return False
+        return True
+
+    def _heal_overflow(self) -> None:
+        full = [slot for slot, watch in self._ledger.watches.items() if self._ledger.overflowed(watch)]
+        self._reconcile(full, "overflow")
+
+    def _rang_ns(self, uuid: str) -> int:
+        """When the kernel rang for this GPU first; 0 if no doorbell of its watches is pressed."""
+        slots = (self._ledger.counters.read(slot) for slot in self._policy.gpus[uuid].watches)
+        return min((slot.rang_ns for slot in slots if not slot.armed and slot.rang_ns), default=0)
+
+    # ---- other threads --------------------------------------------------------------------------------------------
+
+    def _read_mail(self) -> None:
+        for message in self._mailbox.drain():
+            match message:
+                case LeverResult():
+                    self._recorder.lever_answered(message)
+                    self._feed(message)
+                case WakeTiming():
+                    self._recorder.woke(message)
+                case Sample():
+                    self._recorder.sampled(message.gpu, message.reading)
+                    self._sampled_ns = time.monotonic_ns()
+                case Note(uuid, event, detail):
+                    self._recorder.note(uuid, event, detail)
+                case SnapshotWanted(answer):
+                    self._want_snapshot(answer)
+                case StopWanted(reason):
+                    self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        if not self._stop_by_ns:
+            self._stop_by_ns = time.monotonic_ns() + STOP_BUDGET_NS
+            self._recorder.stopping(reason)
+            self._feed(Stop())
+
+    def _sample(self) -> None:
+        self._sample_due_ns = time.monotonic_ns() + self._sample_every_ns
+        for actuator in self._actuators.values():
+            actuator.sample()
+
+    def _want_snapshot(self, answer: Future[Snapshot]) -> None:
+        """A fresh sample first, unless there is one; a GPU that does not answer does not hold the others up."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._sampled_ns < SNAPSHOT_FRESH_NS:
+            self._wanted.append((now_ns, answer))
+            return
+        self._sample()
+        self._wanted.append((now_ns + SNAPSHOT_WAIT_NS, answer))
+
+    def _answer_snapshots(self, now_ns: int) -> None:
+        if not self._wanted:
+            return
+        fresh = all(self._recorder.sampled_since(self._sample_due_ns - self._sample_every_ns))
+        ready = [answer for at, answer in self._wanted if fresh or now_ns >= at]
+        self._wanted = [(at, answer) for at, answer in self._wanted if answer not in ready]
+        for answer in ready:
+            with contextlib.suppress(Exception):  # the asker may have given up
+                answer.set_result(self._recorder.snapshot(self._state, self._ledger, now_ns))
+
+    # ---- the guardian ---------------------------------------------------------------------------------------------
+
+    def _guardian_died(self) -> None:
+        """Nobody would wake the GPUs if we died now: hold them awake until another guardian is ready."""
+        if self._guardian is None:
+            return
+        for uuid in self._state.gpus:
+            self._feed(Hold(uuid, GUARDIAN_HOLD, FOR_EVER_NS))
+        self._epoll.unregister(self._guardian.pidfd)
+        self._guardian.close()
+        self._guardian = None
+        self._recorder.guardian_died()
+        now_ns = time.monotonic_ns()
+        if now_ns - self._guardian_started_ns < GUARDIAN_PAUSE_NS:  # it dies at once: not in a circle
+            self._guardian_due_ns = now_ns + GUARDIAN_PAUSE_NS
+        else:
+            self._replace_guardian()
+
+    def _guardian_spoke(self) -> None:
+        """It is ready, or it dies: then its pidfd says so too."""
+        if self._guardian is None:
+            return
+        self._epoll.unregister(self._guardian.fd)
+        if self._guardian.wait_ready(0):
+            self._recorder.guardian_ready(self._guardian.pid)
+            for uuid in self._state.gpus:
+                self._feed(Unhold(uuid, GUARDIAN_HOLD))
+
+    def _replace_guardian(self) -> None:
+        self._guardian_due_ns = 0
+        if self._start_guardian is None or self._stop_by_ns:
+            return
+        self._guardian_started_ns = time.monotonic_ns()
+        try:
+            self._guardian = self._start_guardian()
+        except OSError as error:
+            self._recorder.note("", "guardian.start_failed", str(error))
+            self._guardian_due_ns = self._guardian_started_ns + GUARDIAN_PAUSE_NS
+            return
+        self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
+        self._epoll.register(self._guardian.fd, select.EPOLLIN)

@@ -1,0 +1,240 @@
+"""What happened, kept for telling: the accounts behind the snapshot, and the log. It decides nothing.
+
+Called by the loop after the hand-over of actions, never before, so that telling cannot delay a wake.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from memscaler.core import energy
+from memscaler.core.governor import public_state
+from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Public
+from memscaler.core.snapshot import GpuReading, GpuSnapshot, Identity, KernelSnapshot, Snapshot, WatchSnapshot
+from memscaler.gpu.reports import WakeTiming
+from memscaler.kernel.ledger import Corrections, Ledger, Watch
+from memscaler.observe.histogram import Latencies
+
+WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What does not change while the daemon runs."""
+
+    version: str
+    driver_version: str
+    hostname: str
+    dry_run: bool
+    identities: Mapping[str, Identity]
+    levers: Mapping[str, str]
+    gpus_of_slot: Mapping[int, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Gpu:
+    """One GPU's accounts."""
+
+    public: Public | None
+    since_ns: int
+    account: energy.Account
+    reason: str = ""
+    transitions: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    latencies: Latencies = field(default_factory=Latencies)
+    reading: GpuReading | None = None
+    sampled_ns: int = 0
+    asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
+
+
+class Recorder:
+    """Used by the loop's thread only."""
+
+    def __init__(self, facts: Facts, log: structlog.typing.FilteringBoundLogger) -> None:
+        now_ns = time.monotonic_ns()
+        self._facts = facts
+        self._log = log
+        self._started_ns, self._started_unix_s = now_ns, time.time()
+        self._gpus = {
+            uuid: _Gpu(None, now_ns, energy.open_account(Public.AWAKE, now_ns)) for uuid in facts.identities
+        }
+        self._guardian_restarts = 0
+
+    # ---- the governor ---------------------------------------------------------------------------------------------
+
+    def states(self, state: GovernorState, now_ns: int) -> list[str]:
+        """Note every change of a public state. Returns the GPUs that changed."""
+        changed = []
+        for uuid, gpu in state.gpus.items():
+            mine, public = self._gpus[uuid], public_state(gpu)
+            if public is mine.public:
+                continue
+            changed.append(uuid)
+            first, was = mine.public is None, mine.public
+            mine.public, mine.since_ns = public, now_ns
+            mine.account = energy.observe_state(mine.account, public, now_ns)
+            if gpu.distrust:
+                mine.reason = gpu.distrust
+            if not first:
+                mine.transitions[public] += 1
+                self._log.info(
+                    "gpu.changed_state", gpu=self._index(uuid), state=str(public), was=str(was), reason=mine.reason
+                )
+        return changed
+
+    def park_asked(self, uuid: str, seq: int) -> None:
+        self._gpus[uuid].reason = "quiet"
+        self._log.debug("gpu.park_asked", gpu=self._index(uuid), seq=seq)
+
+    def wake_asked(self, uuid: str, seq: int, reason: str, rang_ns: int) -> None:
+        """rang_ns: kernel time of the connection, 0 if it was no doorbell that woke."""
+        self._gpus[uuid].reason = reason
+        self._gpus[uuid].asked = (seq, reason, rang_ns)
+
+    def alarm(self, uuid: str, reason: str) -> None:
+        self._log.error("gpu.alarmed", gpu=self._index(uuid), reason=reason)
+
+    # ---- the actuators --------------------------------------------------------------------------------------------
+
+    def lever_answered(self, result: LeverResult) -> None:
+        mine = self._gpus[result.gpu]
+        if result.outcome in WAKE_FAILURES:
+            op = "wake" if result.seq == mine.asked[0] else "park"
+            self.error(result.gpu, op, result.reason or str(result.outcome))
+        elif result.outcome in (Outcome.BUSY, Outcome.NOTHING_TO_GAIN):
+            mine.reason = result.reason
+            self._log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
+        elif result.outcome in (Outcome.APPLIED, Outcome.VERIFIED):
+            self._log.debug("gpu.park_answered", gpu=self._index(result.gpu), outcome=str(result.outcome))
+
+    def woke(self, timing: WakeTiming) -> None:
+        """The driver call of a wake returned."""
+        mine = self._gpus[timing.gpu]
+        seq, reason, rang_ns = mine.asked
+        call_us = (timing.driver_call_end_ns - timing.driver_call_start_ns) // 1000
+        if seq == timing.seq and rang_ns:
+            latency_ns = timing.driver_call_end_ns - rang_ns
+            mine.latencies.add(latency_ns / SECOND_NS)
+            self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, latency_us=latency_ns // 1000, driver_call_us=call_us)
+        else:
+            self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, driver_call_us=call_us)
+
+    def sampled(self, uuid: str, reading: GpuReading) -> None:
+        mine = self._gpus[uuid]
+        mine.reading, mine.sampled_ns = reading, reading.at_ns
+        mine.account = energy.observe_reading(mine.account, reading)
+
+    def sampled_since(self, at_ns: int) -> Iterable[bool]:
+        """Per GPU: is there a sample from this time or later?"""
+        return [gpu.sampled_ns >= at_ns for gpu in self._gpus.values()]
+
+    def error(self, uuid: str, op: str, reason: str) -> None:
+        self._gpus[uuid].errors[op] += 1
+        self._log.warning("driver.failed", gpu=self._index(uuid), op=op, reason=reason)
+
+    def note(self, uuid: str, event: str, detail: str) -> None:
+        if event == "gpu.sample_failed":
+            self._gpus[uuid].errors["sample"] += 1
+            self._gpus[uuid].reading = None
+        self._log.warning(event, gpu=self._index(uuid), detail=detail)
+
+    # ---- the kernel side and the rest -----------------------------------------------------------------------------
+
+    def corrected(self, watch: Watch, corrections: Corrections, reason: str) -> None:
+        if corrections.added or corrections.removed:
+            self._log.info(
+                "connections.corrected", port=watch.port, added=corrections.added, removed=corrections.removed, reason=reason
+            )
+
+    def ledger_failed(self, error: str) -> None:
+        self._log.error("ledger.failed", err=error)
+
+    def guardian_died(self) -> None:
+        self._guardian_restarts += 1
+        self._log.error("guardian.died", hint="every GPU is kept awake until another one is ready")
+
+    def guardian_ready(self, pid: int) -> None:
+        self._log.info("guardian.started", pid=pid)
+
+    def started(self) -> None:
+        self._log.info("memscaler.started", version=self._facts.version, driver=self._facts.driver_version)
+
+    def stopping(self, reason: str) -> None:
+        self._log.info("memscaler.stopping", reason=reason)
+
+    def left_parked(self, uuid: str) -> None:
+        self._log.error("gpu.left_parked", gpu=self._index(uuid), hint="run `memscaler restore`")
+
+    def summary(self, state: GovernorState) -> str:
+        """One line for `systemctl status`."""
+        counts = Counter(str(public_state(gpu)) for gpu in state.gpus.values())
+        return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int) -> Snapshot:
+        """Everything that is known now."""
+        return Snapshot(
+            at_ns=now_ns,
+            started_unix_s=self._started_unix_s,
+            version=self._facts.version,
+            driver_version=self._facts.driver_version,
+            hostname=self._facts.hostname,
+            dry_run=self._facts.dry_run,
+            gpus=tuple(self._gpu(uuid, state, now_ns) for uuid in self._gpus),
+            watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
+            kernel=_kernel(ledger),
+            guardian_restarts=self._guardian_restarts,
+        )
+
+    def _gpu(self, uuid: str, state: GovernorState, now_ns: int) -> GpuSnapshot:
+        mine, gpu = self._gpus[uuid], state.gpus[uuid]
+        account = energy.observe_state(mine.account, public_state(gpu), now_ns)  # up to this moment
+        return GpuSnapshot(
+            identity=self._facts.identities[uuid],
+            state=str(public_state(gpu)),
+            since_ns=mine.since_ns,
+            reason=mine.reason,
+            lever=self._facts.levers[uuid],
+            next_ns=gpu.due_ns,
+            state_s=account.state_s,
+            state_energy_j=account.state_energy_j,
+            transitions=dict(mine.transitions),
+            energy_j=account.energy_j,
+            energy_source=account.source,
+            energy_saved_j=account.saved_j,
+            baseline_w=account.baseline_w,
+            reading=mine.reading,
+            wake_latency=mine.latencies.freeze(),
+            errors=dict(mine.errors),
+        )
+
+    def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:
+        slot, reading = ledger.counters.read(watch.slot), ledger.reading(watch)
+        since_ns = max(slot.last_activity_ns, self._started_ns)
+        return WatchSnapshot(
+            port=watch.port,
+            scope=watch.scope,
+            gpus=self._facts.gpus_of_slot[watch.slot],
+            live=reading.live,
+            accepts=slot.opened + watch.added,
+            closes=slot.closed,
+            ignored=slot.ignored,
+            idle_s=0.0 if reading.live else max(0, now_ns - since_ns) / SECOND_NS,
+            rings=slot.rings,
+            overflows=slot.overflow,
+            corrections={"added": watch.added, "removed": watch.healed},
+        )
+
+    def _index(self, uuid: str) -> str:
+        known = self._facts.identities.get(uuid)
+        return f"gpu{known.index}" if known else ""
+
+
+def _kernel(ledger: Ledger) -> KernelSnapshot:
+    attached = ledger.attachment
+    hooks = {hook: hook in attached.fds for hook in ("tracepoint", "sockops")}
+    return KernelSnapshot(hooks, attached.recursion_misses(), ledger.reconciles, attached.notices)

@@ -1,0 +1,126 @@
+"""The real thing under test: `memscaler run` as a process, with simulated boards, and what one can see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memscaler.simulator import SimulatedDriver
+
+Value = TypeVar("Value")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def eventually(ask: Callable[[], Value], *, within_s: float = 10.0, what: str = "") -> Value:
+    """The first true answer; AssertionError if there is none in time."""
+    end = time.monotonic() + within_s
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {within_s} s: {what or ask}")
+        time.sleep(0.002)
+
+
+class Governor:
+    """One `memscaler run`. Its log is printed if a test fails inside `governing`."""
+
+    def __init__(self, runtime_dir: Path, boards: str, *arguments: str, python: str = sys.executable, prefix: tuple[str, ...] = ()) -> None:
+        self.runtime_dir = runtime_dir
+        self.log_path = runtime_dir / "log"
+        runtime_dir.mkdir(parents=True, exist_ok=True)
+        command = [*prefix, python, "-m", "memscaler", "run", "--simulate", boards, "--runtime-dir", str(runtime_dir)]
+        command += ["--log-format", "json", *arguments]
+        if "--metrics" not in arguments:
+            command += ["--metrics", "off"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY)
+
+    @property
+    def driver(self) -> SimulatedDriver:
+        return SimulatedDriver.attach(self.runtime_dir / "simulator" / "state")
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        """What the log says, or the events of one name."""
+        found = []
+        for line in self.log_path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if not name or event["event"] == name:
+                    found.append(event)
+        return found
+
+    def wait_started(self, within_s: float = 30.0) -> None:
+        eventually(lambda: self.events("memscaler.started") or self.ended(), within_s=within_s, what="start")
+        assert self.events("memscaler.started"), self.log_path.read_text()
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def guardian_pid(self) -> int:
+        return int(self.events("guardian.started")[-1]["pid"])
+
+    def metrics(self) -> str:
+        """One scrape."""
+        address = self.events("metrics.served")[-1]["address"]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> int:
+        """Signal it and wait for its end. Returns the exit status."""
+        if not self.ended():
+            self.process.send_signal(number)
+        return self.process.wait(within_s)
+
+
+@contextlib.contextmanager
+def governing(runtime_dir: Path, boards: str, *arguments: str, **more: Any) -> Iterator[Governor]:
+    """A started governor that is gone afterwards, whatever the test did."""
+    governor = Governor(runtime_dir, boards, *arguments, **more)
+    try:
+        governor.wait_started()
+        yield governor
+    except BaseException:
+        print(governor.log_path.read_text(errors="replace")[-8000:])
+        raise
+    finally:
+        if not governor.ended():
+            governor.process.kill()
+        governor.process.wait()
+
+
+def listener(host: str = "127.0.0.1") -> socket.socket:
+    """A listening socket on a free port; the backlog accepts by itself."""
+    return socket.create_server((host, 0), backlog=4096, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def connect(server: socket.socket) -> socket.socket:
+    return socket.create_connection(server.getsockname()[:2])
+
+
+def port_of(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
