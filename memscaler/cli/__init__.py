@@ -1,0 +1,1 @@
+"""The command line: one module per group of commands. Anything heavy is imported by the command that needs it."""

@@ -1,0 +1,52 @@
+"""`memscaler`: the entry point, and what its commands have in common."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from memscaler import __version__
+from memscaler.cli import gpus, restore, run
+from memscaler.cli.errors import exit_with
+
+EPILOG = (
+    "Exit codes: 0 ok, 1 failed, 2 usage, 4 no permission, 69 no usable kernel feature or GPU, 78 bad configuration. "
+    "MEMSCALER_DEBUG=1 shows tracebacks."
+)
+
+app = typer.Typer(
+    name="memscaler",
+    help="Parks the GPUs of quiet LLM servers in their lowest power state, and wakes them when a client connects.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", short_help="Park quiet GPUs, wake them when a client connects.")(run.run)
+app.command("gpus", short_help="Show the GPUs and what parking would do.")(gpus.gpus)
+app.command("restore", short_help="Wake what a memscaler that is gone left parked.")(restore.restore)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"memscaler {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _callback(
+    _wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Parks the GPUs of quiet LLM servers in their lowest power state, and wakes them when a client connects."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process, and exit."""
+    with exit_with():
+        app()
+    sys.exit(0)

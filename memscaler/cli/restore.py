@@ -1,0 +1,43 @@
+"""`memscaler restore`: undo what a memscaler that is gone left behind.
+
+Reads no configuration file: it must work when that is broken.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from memscaler.cli.options import Json, RuntimeDir, Simulate
+
+FAILED, NO_PERMISSION = 1, 4
+
+
+def restore(
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Reset every lever of every GPU, whoever set it, not only what memscaler left."),
+    ] = False,
+    runtime_dir: RuntimeDir = None,
+    simulate: Simulate = None,
+    as_json: Json = False,
+) -> None:
+    """Wake what a memscaler that is gone left parked. May be run at any time, any number of times."""
+    from memscaler.cli.simulated import simulate as start_simulation
+    from memscaler.config.load import without_file
+    from memscaler.daemon.guardian import JOURNAL
+    from memscaler.gpu.restore import restore_from
+
+    settings = without_file({"runtime_dir": runtime_dir, "simulate": simulate}, os.environ)
+    start_simulation(settings.simulate, settings.runtime_dir)
+    report = restore_from(settings.runtime_dir / JOURNAL, all_levers=everything)
+    if as_json:
+        from memscaler.cli.output import print_json
+
+        print_json({"ok": report.ok, "gpus": report.gpus})
+    else:
+        print(report)
+    if not report.ok:
+        raise typer.Exit(NO_PERMISSION if report.permission_missing else FAILED)

@@ -1,0 +1,1 @@
+"""Telling: metrics and log, made from snapshots and events, never from the hardware itself."""

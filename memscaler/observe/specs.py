@@ -1,0 +1,116 @@
+"""The metrics as a table: names, types, labels and meanings. A frozen contract, held by a golden file.
+
+Every series about a GPU carries the labels that other exporters' series can be joined on: `UUID` as in NVML (DCGM),
+`gpu` the index, `pci_bus_id`, `model_name`, `hostname`. DCGM's own spelling `modelName` is refused by promtool's
+linter, and nobody joins on it. What changes with an update (driver version, lever) is only in memscaler_gpu_info.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+GPU = ("gpu", "UUID", "pci_bus_id", "model_name", "hostname")
+PORT = ("port", "scope")
+
+# Upper bounds in seconds: from the kernel's timestamp of a connection to the return of the driver call.
+WAKE_LATENCY_BUCKETS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 10.0)
+
+
+class Kind(StrEnum):
+    """The type of a metric."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    INFO = "info"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One metric."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+SPECS = (
+    Spec("memscaler_up", Kind.GAUGE, "1: the governor answers."),
+    Spec("memscaler_build_info", Kind.INFO, "The version that runs.", ("version",)),
+    Spec("memscaler_start_time_seconds", Kind.GAUGE, "Start of the governor, in seconds since 1970."),
+    Spec("memscaler_dry_run", Kind.GAUGE, "1: decisions are only logged and no GPU is touched."),
+    Spec("memscaler_guardian_restarts_total", Kind.COUNTER, "Times the guardian process had to be started again."),
+    # ---- per GPU
+    Spec(
+        "memscaler_gpu_info",
+        Kind.INFO,
+        "A governed GPU, with what may change with an update. uuid: as nvidia_gpu_exporter writes it; gpu_uuid: as "
+        "Kepler does.",
+        (*GPU, "uuid", "gpu_uuid", "driver_version", "lever"),
+    ),
+    Spec("memscaler_gpu_state", Kind.GAUGE, "1 for the state that the GPU is in, else 0.", (*GPU, "state")),
+    Spec("memscaler_gpu_state_seconds_total", Kind.COUNTER, "Time spent in each state.", (*GPU, "state")),
+    Spec("memscaler_gpu_state_energy_joules_total", Kind.COUNTER, "Energy used in each state.", (*GPU, "state")),
+    Spec("memscaler_gpu_transitions_total", Kind.COUNTER, "Changes to each state.", (*GPU, "to")),
+    Spec("memscaler_gpu_power_watts", Kind.GAUGE, "Power drawn at the last sample.", GPU),
+    Spec(
+        "memscaler_gpu_energy_joules_total",
+        Kind.COUNTER,
+        "Energy used since the governor started. source: counter (the card's own) or integrated (from power samples).",
+        (*GPU, "source"),
+    ),
+    Spec(
+        "memscaler_gpu_energy_saved_joules_total",
+        Kind.COUNTER,
+        "Estimate: while parked, memscaler_gpu_energy_baseline_watts minus the power drawn, over time.",
+        GPU,
+    ),
+    Spec(
+        "memscaler_gpu_energy_baseline_watts",
+        Kind.GAUGE,
+        "Power of this very GPU, idle with its clocks up, as measured before parks; what the saving is counted from.",
+        GPU,
+    ),
+    Spec("memscaler_gpu_mem_clock_hertz", Kind.GAUGE, "Memory clock at the last sample.", GPU),
+    Spec("memscaler_gpu_graphics_clock_hertz", Kind.GAUGE, "Graphics clock at the last sample.", GPU),
+    Spec("memscaler_gpu_pstate", Kind.GAUGE, "Performance state at the last sample: 0 fastest, 15 slowest.", GPU),
+    Spec("memscaler_gpu_utilization_ratio", Kind.GAUGE, "Utilisation at the last sample, 0 to 1.", GPU),
+    Spec("memscaler_gpu_temperature_celsius", Kind.GAUGE, "Temperature at the last sample.", GPU),
+    Spec("memscaler_gpu_last_collect_success", Kind.GAUGE, "1: the last sample of this GPU could be read.", GPU),
+    Spec("memscaler_gpu_sample_age_seconds", Kind.GAUGE, "Age of the last sample of this GPU.", GPU),
+    Spec(
+        "memscaler_reset_latency_seconds",
+        Kind.HISTOGRAM,
+        "From the kernel's timestamp of the connection to the return of the driver call that woke the GPU.",
+        GPU,
+    ),
+    Spec("memscaler_errors_total", Kind.COUNTER, "Driver calls that failed, by operation.", (*GPU, "op")),
+    # ---- per port
+    Spec("memscaler_port_connections", Kind.GAUGE, "Live connections.", PORT),
+    Spec("memscaler_port_accepts_total", Kind.COUNTER, "Connections accepted.", PORT),
+    Spec("memscaler_port_closes_total", Kind.COUNTER, "Connections that ended.", PORT),
+    Spec("memscaler_port_ignored_total", Kind.COUNTER, "Connections not counted, from ignored clients.", PORT),
+    Spec("memscaler_port_idle_seconds", Kind.GAUGE, "Time since the last activity; 0 while connections live.", PORT),
+    Spec("memscaler_port_gpu_info", Kind.INFO, "A GPU behind a port.", (*PORT, "gpu", "UUID")),
+    Spec("memscaler_doorbell_rings_total", Kind.COUNTER, "Times a connection to a parked GPU rang.", PORT),
+    Spec("memscaler_connections_overflow_total", Kind.COUNTER, "Connections that the full set had no room for.", PORT),
+    Spec(
+        "memscaler_reconcile_corrections_total",
+        Kind.COUNTER,
+        "Connections that comparing with sock_diag had to add to the set or remove from it.",
+        (*PORT, "kind"),
+    ),
+    # ---- the kernel side
+    Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),
+    Spec("memscaler_bpf_hook_attached", Kind.GAUGE, "1: this hook sees connections.", ("hook",)),
+    Spec(
+        "memscaler_bpf_recursion_misses_total",
+        Kind.COUNTER,
+        "Events that the kernel did not hand to this hook (healed by the other hook, or by reconciling).",
+        ("hook",),
+    ),
+)
+
+BY_NAME = {spec.name: spec for spec in SPECS}

@@ -1,0 +1,27 @@
+"""For all tests: in CI a skipped test is a failed one, because what is skipped everywhere is tested nowhere."""
+
+import os
+
+import pytest
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Turn a skipped test into a failed one; an expected failure stays what it is."""
+    return _failed_if_skipped((yield), item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Turn a skipped module (importorskip) into a failed one."""
+    return _failed_if_skipped((yield), collector.nodeid)
+
+
+def _failed_if_skipped(report, name):
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{name}: skipped in CI: {reason}"
+    return report

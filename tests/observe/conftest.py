@@ -1,0 +1,94 @@
+"""A snapshot with everything in it, and one with as little as there can be."""
+
+import math
+
+import pytest
+
+from memscaler.core.snapshot import (
+    GpuReading,
+    GpuSnapshot,
+    Histogram,
+    Identity,
+    KernelSnapshot,
+    Snapshot,
+    WatchSnapshot,
+)
+from memscaler.observe.histogram import Latencies
+
+A40 = Identity(0, "GPU-8F3a1c52-0000-4000-8000-000000000001", "00000000:3B:00.0", "NVIDIA A40")
+P40 = Identity(1, "GPU-11111111-0000-4000-8000-000000000002", "00000000:AF:00.0", 'Tesla "P40"\\')
+NOW_NS = 1_000_000_000_000
+
+
+def _latency() -> Histogram:
+    latencies = Latencies()
+    for latency_s in (40e-6, 50e-6, 90e-6, 0.0004, 0.02, 11.0):
+        latencies.add(latency_s)
+    return latencies.freeze()
+
+
+def _full() -> GpuSnapshot:
+    return GpuSnapshot(
+        identity=A40,
+        state="parked",
+        since_ns=NOW_NS - 5_000_000_000,
+        reason="",
+        lever="memory-clock",
+        next_ns=0,
+        state_s={"awake": 10.5, "cooling": 60.0, "parked": 5.0},
+        state_energy_j={"awake": 1500.0, "cooling": 4800.0, "parked": 90.0},
+        transitions={"cooling": 2, "parked": 1, "awake": 1},
+        energy_j=6390.0,
+        energy_source="counter",
+        energy_saved_j=310.0,
+        baseline_w=80.0,
+        reading=GpuReading(NOW_NS - 250_000_000, 18.25, 123456.0, 405, 210, 8, 0.0, 31),
+        wake_latency=_latency(),
+        errors={"wake": 1},
+    )
+
+
+def _bare() -> GpuSnapshot:
+    return GpuSnapshot(
+        identity=P40,
+        state="unmanaged",
+        since_ns=0,
+        reason="no lever",
+        lever="",
+        next_ns=0,
+        state_s={},
+        state_energy_j={},
+        transitions={},
+        energy_j=None,
+        energy_source="integrated",
+        energy_saved_j=0.0,
+        baseline_w=None,
+        reading=None,
+        wake_latency=Histogram(((math.inf, 0),), 0.0),
+    )
+
+
+@pytest.fixture
+def snapshot() -> Snapshot:
+    """One GPU about which everything is known, one about which nothing is, two ports."""
+    return Snapshot(
+        at_ns=NOW_NS,
+        started_unix_s=1_700_000_000.25,
+        version="0.1.0",
+        driver_version="570.86.15",
+        hostname="box",
+        dry_run=False,
+        gpus=(_full(), _bare()),
+        watches=(
+            WatchSnapshot(8080, "", (A40.uuid, P40.uuid), 0, 17, 17, 2, 65.5, 1, 0, {"added": 1}),
+            WatchSnapshot(8081, "netns:blue", (), 3, 3, 0, 0, 0.0, 0, 4, {}),
+        ),
+        kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9),
+        guardian_restarts=1,
+    )
+
+
+@pytest.fixture
+def empty() -> Snapshot:
+    """Nothing is known yet."""
+    return Snapshot(0, 0.0, "0", "", "", True, (), (), KernelSnapshot({}, {}, 0))
