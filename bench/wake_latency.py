@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import select
+import socket
 import statistics
 import sys
 import tempfile
@@ -45,21 +46,22 @@ def floor_process(port: int, pipe: multiprocessing.connection.Connection) -> Non
         pipe.send((woke_ns, ledger.counters.read(watch.slot).rang_ns))
 
 
-def measure_floor(port: int, server: object, pipe: multiprocessing.connection.Connection, wakes: int) -> list[int]:
+def measure_floor(port: int, server: socket.socket, pipe: multiprocessing.connection.Connection, wakes: int) -> list[int]:
     """Nanoseconds from connect() returning to the waiting process running."""
     latencies_ns = []
     for _ in range(wakes):
         pipe.send("arm")
         pipe.recv()
         time.sleep(0.05)  # as idle as the daemon is when it is woken
-        with connect(server):  # type: ignore[arg-type]
+        with connect(server):
             returned_ns = time.monotonic_ns()
             woke_ns, _ = pipe.recv()
             latencies_ns.append(woke_ns - returned_ns)
+        server.accept()[0].close()
     return latencies_ns
 
 
-def measure_governor(governor: Governor, server: object, wakes: int) -> list[int]:
+def measure_governor(governor: Governor, server: socket.socket, wakes: int) -> list[int]:
     """Nanoseconds from connect() returning to the entry of the driver call."""
     driver = governor.driver
     board = driver.boards[0]
@@ -68,10 +70,11 @@ def measure_governor(governor: Governor, server: object, wakes: int) -> list[int
         eventually(lambda: board.memory_lock is not None, within_s=10, what="park")
         time.sleep(0.05)
         before = len(driver.call_log([RESET]))
-        with connect(server):  # type: ignore[arg-type]
+        with connect(server):
             returned_ns = time.monotonic_ns()
             calls = eventually(lambda: driver.call_log([RESET])[before:], within_s=5, what="wake")
             latencies_ns.append(calls[0].entry_ns - returned_ns)
+        server.accept()[0].close()
     return latencies_ns
 
 

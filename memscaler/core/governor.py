@@ -15,6 +15,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     ARMING     survey: quiet, every doorbell armed    PARKING    Park
     ARMING     survey: something live                 AWAKE
     ARMING     survey: a doorbell rang                COOLING
+    ARMING     survey: something happened since       COOLING
     ARMING     no answer in time                      COOLING
     ARMING     doubt                                  COOLING    Reconcile
     ARMING     hold                                   AWAKE
@@ -30,6 +31,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     WAKING     woken                                  AWAKE      (look at once)
     WAKING     woken, but distrusted                  UNMANAGED
     WAKING     failed, wedged, lost                   WAKING     Alarm
+    WAKING     an earlier wake had no effect          WAKING     Alarm (never parked again)
     WAKING     pause is over                          WAKING     Wake (again, for ever)
     AWAKE      the wake had no effect                 WAKING     Wake, Alarm (never parked again)
     UNMANAGED  the wake had no effect                 WAKING     Alarm (asked again after a pause)
@@ -67,7 +69,6 @@ from memscaler.core.model import (
     Public,
     Reading,
     Reconcile,
-    Stop,
     Surveyed,
     Unhold,
     Wake,
@@ -126,6 +127,18 @@ def public_state(gpu: GpuState) -> Public:
     return PUBLIC[gpu.phase]
 
 
+def wakes_on_ring(state: GovernorState, policy: Policy) -> tuple[tuple[tuple[int, ...], Wake], ...]:
+    """(watches, Wake): what `step` will ask for if one of these watches' doorbells has rung.
+
+    Known beforehand, so that the loop can hand the wake over first and think later. Every GPU that is down is here.
+    """
+    return tuple(
+        (tuple(policy.gpus[uuid].watches), Wake(uuid, gpu.seq + 1, "connection"))
+        for uuid, gpu in state.gpus.items()
+        if gpu.phase in DOWN
+    )
+
+
 def step(state: GovernorState, seen: Observation, now_ns: int, policy: Policy) -> Step:
     """Decide. Pure: the same arguments give the same answer."""
     gpus = dict(state.gpus)
@@ -173,7 +186,7 @@ class _Governed:
                 return self.doubt(reason)
             case Hold() | Unhold():
                 return self.hold(seen)
-            case Stop():
+            case _:  # Stop
                 return self.stop()
 
     # ---- what is seen ---------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The event loop: turns what the edges see into observations, and the governor's actions into calls of the edges.
 
-One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. Between a ring and the wake
-there is as little as possible: silence the bell, read four words per watch, one step of the governor, one hand-over to
-the actuator's thread. Everything else (accounts, log, metrics) comes after the hand-over.
+One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. When the bell rings it wakes
+first and thinks later: which GPUs wake if which watches rang was worked out when they were parked, so there is one
+word to read per watch and one hand-over per GPU. Then the loop goes back to sleep at once, because the actuators'
+threads need the interpreter now; the governor's step, accounts and log follow when they answer, or THINK_AFTER_NS
+later.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -52,6 +54,7 @@ from memscaler.kernel.ledger import Ledger
 GUARDIAN_HOLD = "guardian"
 FOR_EVER_NS = 2**62
 GUARDIAN_PAUSE_NS = SECOND_NS
+THINK_AFTER_NS = 2_000_000
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 SNAPSHOT_WAIT_NS = 250_000_000
@@ -109,6 +112,9 @@ class Loop:
         self._stop_by_ns = 0
         self._wanted: list[tuple[int, Future[Snapshot]]] = []
         self._sampled_ns = 0
+        self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
+        self._handed_over: set[tuple[str, int]] = set()  # (GPU, seq) of wakes that the governor has yet to ask for
+        self._think_due_ns = 0
         self._seen: deque[Observation] = deque()
         self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
 
@@ -151,28 +157,43 @@ class Loop:
 
     def _turn(self) -> None:
         wait_ns = self._next_ns() - time.monotonic_ns()
-        for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS):
-            if fd == self._doorbell.fd:
-                self._rang()
-            elif fd == self._mailbox.fd:
-                self._read_mail()
-            elif self._guardian is not None and fd == self._guardian.pidfd:
-                self._guardian_died()
-            elif self._guardian is not None and fd == self._guardian.fd:
-                self._guardian_spoke()
+        ready = {fd for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS)}
+        if self._doorbell.fd in ready:
+            ready.remove(self._doorbell.fd)
+            self._answer_the_door()
+            if not ready:
+                return
+        if self._think_due_ns:
+            self._think_due_ns = 0
+            self._feed(Counters(self._ledger.readings()))
+        if self._mailbox.fd in ready:
+            self._read_mail()
+        if self._guardian is not None and self._guardian.pidfd in ready:
+            self._guardian_died()
+        elif self._guardian is not None and self._guardian.fd in ready:
+            self._guardian_spoke()
         self._timers(time.monotonic_ns())
+
+    def _answer_the_door(self) -> None:
+        """Wake every GPU one of whose watches rang."""
+        is_armed = self._ledger.counters.is_armed
+        for slots, wake in self._ready_wakes:
+            for slot in slots:
+                if not is_armed(slot):
+                    self._actuators[wake.gpu].wake(wake.seq)
+                    self._handed_over.add((wake.gpu, wake.seq))
+                    break
+        self._ready_wakes = ()
+        self._doorbell.silence()
+        self._think_due_ns = time.monotonic_ns() + THINK_AFTER_NS
 
     def _next_ns(self) -> int:
         due = [self._deadline_ns, self._sample_due_ns, *(at for _, at in self._calls_due())]
         due += [at for at, _ in self._wanted]
-        due += [at for at in (self._guardian_due_ns, self._stop_by_ns) if at]
+        due += [at for at in (self._guardian_due_ns, self._stop_by_ns, self._think_due_ns) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
         return min(due)
-
-    def _rang(self) -> None:
-        self._doorbell.silence()
-        self._feed(Counters(self._ledger.readings()))
 
     def _timers(self, now_ns: int) -> None:
         for uuid, due_ns in self._calls_due():
@@ -208,13 +229,15 @@ class Loop:
             now_ns = time.monotonic_ns()
             step = governor.step(self._state, self._seen.popleft(), now_ns, self._policy)
             for action in step.actions:
-                if isinstance(action, Wake):
+                if isinstance(action, Wake) and (action.gpu, action.seq) not in self._handed_over:
                     self._actuators[action.gpu].wake(action.seq)
             before, self._state, self._deadline_ns = self._state, step.state, step.deadline_ns
             for action in step.actions:
                 self._do(action)
             if step.state is not before:
                 self._note_states(now_ns)
+        self._handed_over.clear()
+        self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)
 
     def _note_states(self, now_ns: int) -> None:
         """Power is sampled when a state begins, and once more when the card's one-second average has followed."""

@@ -9,6 +9,7 @@ Whatever fails on the way up fails before anything is parked, with one line that
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -83,6 +84,8 @@ def run(settings: Settings) -> int:
         guardian = None if settings.dry_run else partial(Guardian, settings.runtime_dir, environment)
         ledger = stack.enter_context(_kernel_side(settings))
         loop = _compose(settings, driver, ledger, diag, ports, governed, journal, guardian, stack)
+        gc.collect()
+        gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         well = loop.run()
         log.info("memscaler.stopped", every_gpu_awake=well)
         if not well:

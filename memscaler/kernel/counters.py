@@ -26,7 +26,7 @@ class Slot:
     overflow: int
     ring_failed: int
     ignored: int
-    opened_by_sockops: int
+    seen_by_sockops: int
     seen_by_tracepoint: int
 
 
@@ -55,10 +55,15 @@ class Counters:
         closed = words[first + 1]
         return words[first], closed, words[first + 2], words[first + _ARMED]
 
+    def is_armed(self, slot: int) -> bool:
+        """False once it has rung."""
+        return self._words[slot * SLOT_WORDS + _ARMED] == 1
+
     def arm(self, slot: int) -> None:
         """Ask for one ring at the next open. One aligned 64-bit store, as the kernel's compare-and-exchange needs."""
         self._words[slot * SLOT_WORDS + _ARMED] = 1
 
     def close(self) -> None:
+        """Unmap. Nothing can be read afterwards."""
         self._words.release()
         self._memory.close()
