@@ -1,0 +1,174 @@
+"""The energy account of one GPU: seconds and joules per public state, and what parking saved. Pure, like the governor.
+
+Energy comes from the card's own counter (`source` "counter": the difference of two readings) or, where it has none,
+from the trapezoid between two power readings ("integrated"). What neither tells is counted in `unknown_ns`, never
+guessed: the time before the first reading, a gap longer than GAP_NS without a counter, a counter that went backwards
+(driver reload) without power readings. Energy between two readings is shared among the states by their time in it: tell
+the change of state first, then take a reading, and without a counter another one when the power has settled.
+
+The saving has a stated baseline: the watts of this GPU while quiet with its clocks up, just before the park. It is the
+median (of two the lower one) of the last BASELINE_READINGS readings in `cooling` with utilisation 0; a park without
+such a reading claims nothing.
+
+    net_saved_j   baseline_w * known parked seconds - energy while parked, over all parks; falls when a park costs
+    saved_j       for a counter that must not fall: the highest value so far of the sum over all finished parks of
+                  max(0, saving of that park), plus the same of the park that runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from memscaler.core.model import SECOND_NS, Public
+from memscaler.core.snapshot import GpuReading
+
+GAP_NS = 60 * SECOND_NS
+BASELINE_READINGS = 3
+
+
+def _zeros() -> Mapping[str, float]:
+    return {str(state): 0.0 for state in Public}
+
+
+def _no_time() -> Mapping[str, int]:
+    return {str(state): 0 for state in Public}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One GPU's account up to `at_ns`. energy_j is None until an interval is known, `source` "" likewise.
+
+    unsampled_ns: time per state since the last reading, whose energy is not known yet.
+    candidates_w: the last readings that may become the baseline.
+    park_saved_j: saving of the last park; finished_saved_j: of those before, each at least 0.
+    """
+
+    state: Public
+    at_ns: int
+    state_ns: Mapping[str, int] = field(default_factory=_no_time)
+    state_energy_j: Mapping[str, float] = field(default_factory=_zeros)
+    energy_j: float | None = None
+    source: str = ""
+    unknown_ns: int = 0
+    baseline_w: float | None = None
+    net_saved_j: float = 0.0
+    saved_j: float = 0.0
+    last: GpuReading | None = None
+    unsampled_ns: Mapping[str, int] = field(default_factory=_no_time)
+    candidates_w: tuple[float, ...] = ()
+    park_saved_j: float = 0.0
+    finished_saved_j: float = 0.0
+
+    @property
+    def state_s(self) -> Mapping[str, float]:
+        """Seconds per state; they sum up to the time since the account was opened."""
+        return {state: spent_ns / SECOND_NS for state, spent_ns in self.state_ns.items()}
+
+    @property
+    def unknown_s(self) -> float:
+        """Seconds whose energy nobody knows."""
+        return self.unknown_ns / SECOND_NS
+
+
+def open_account(state: Public, now_ns: int) -> Account:
+    """An empty account that starts now."""
+    return Account(state, now_ns)
+
+
+def observe_state(account: Account, state: Public, now_ns: int) -> Account:
+    """The account after the GPU's state was `state` at `now_ns`; the same state again brings the seconds up to date."""
+    account = _pass_time(account, now_ns)
+    if state is account.state:
+        return account
+    if state is Public.PARKED:
+        return replace(
+            account,
+            state=state,
+            baseline_w=_median_low(account.candidates_w) if account.state is Public.COOLING else None,
+            park_saved_j=0.0,
+            finished_saved_j=account.finished_saved_j + max(0.0, account.park_saved_j),
+        )
+    return replace(account, state=state, candidates_w=())
+
+
+def observe_reading(account: Account, reading: GpuReading) -> Account:
+    """The account after one sample. One older than the account counts as taken now; one without a figure is skipped."""
+    account = _pass_time(account, reading.at_ns)
+    if reading.power_w is None and reading.energy_j is None:
+        return account
+    reading = replace(reading, at_ns=account.at_ns)
+    account = _settle(account, reading)
+    power_w = _sane(reading.power_w)
+    if account.state is Public.COOLING and reading.utilization_ratio == 0 and power_w is not None:
+        candidates_w = (*account.candidates_w, power_w)[-BASELINE_READINGS:]
+        account = replace(account, candidates_w=candidates_w)
+    return replace(account, last=reading, unsampled_ns=_no_time())
+
+
+def _pass_time(account: Account, now_ns: int) -> Account:
+    """The seconds since the last observation go to the state of that time."""
+    passed_ns = now_ns - account.at_ns
+    if passed_ns <= 0:
+        return account
+    state = account.state
+    return replace(
+        account,
+        at_ns=now_ns,
+        state_ns={**account.state_ns, state: account.state_ns[state] + passed_ns},
+        unsampled_ns={**account.unsampled_ns, state: account.unsampled_ns[state] + passed_ns},
+    )
+
+
+def _settle(account: Account, reading: GpuReading) -> Account:
+    """The energy since the last reading goes to the states since then, and to the saving."""
+    passed_ns = sum(account.unsampled_ns.values())
+    spent_j, source = _spent_j(account.last, reading)
+    if spent_j is None:
+        return replace(account, unknown_ns=account.unknown_ns + passed_ns)
+    shares = {
+        state: ns / passed_ns if passed_ns else float(state == account.state)
+        for state, ns in account.unsampled_ns.items()
+    }
+    account = replace(
+        account,
+        state_energy_j={state: account.state_energy_j[state] + spent_j * share for state, share in shares.items()},
+        energy_j=(account.energy_j or 0.0) + spent_j,
+        source=source,
+    )
+    parked_ns = account.unsampled_ns[
+        Public.PARKED
+    ]  # of the last park: its baseline is a reading, which closed the others
+    if account.baseline_w is None or not parked_ns:
+        return account
+    saved_j = account.baseline_w * parked_ns / SECOND_NS - spent_j * parked_ns / passed_ns
+    park_saved_j = account.park_saved_j + saved_j
+    return replace(
+        account,
+        net_saved_j=account.net_saved_j + saved_j,
+        park_saved_j=park_saved_j,
+        saved_j=max(account.saved_j, account.finished_saved_j + max(0.0, park_saved_j)),
+    )
+
+
+def _spent_j(last: GpuReading | None, now: GpuReading) -> tuple[float | None, str]:
+    """The energy between two readings in joules and where the figure comes from; None if nobody knows."""
+    if last is None:
+        return None, ""
+    before_j, after_j = _sane(last.energy_j), _sane(now.energy_j)
+    if before_j is not None and after_j is not None and after_j >= before_j:
+        return after_j - before_j, "counter"
+    before_w, after_w = _sane(last.power_w), _sane(now.power_w)
+    passed_ns = now.at_ns - last.at_ns
+    if before_w is None or after_w is None or passed_ns > GAP_NS:
+        return None, ""
+    return (before_w + after_w) / 2 * passed_ns / SECOND_NS, "integrated"
+
+
+def _sane(value: float | None) -> float | None:
+    """None for what no card can mean: negative, infinite, not a number."""
+    return value if value is not None and 0 <= value < float("inf") else None
+
+
+def _median_low(values: tuple[float, ...]) -> float | None:
+    return sorted(values)[(len(values) - 1) // 2] if values else None

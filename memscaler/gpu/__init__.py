@@ -1,0 +1,1 @@
+"""Acts: finds the GPUs, chooses how each can be parked, and does and undoes it."""

@@ -1,0 +1,383 @@
+"""One thread per GPU that parks and wakes it. The main loop gives orders and never waits; answers come as reports.
+
+Order of things, which is what keeps a GPU from staying parked:
+
+    park   checks -> journal -> driver call -> APPLIED -> read back until down -> VERIFIED
+    wake   driver call -> WOKEN -> journal released -> read back until up, else NO_EFFECT and journal again
+
+`_owed` holds what is to be undone. It is set before a lever is applied and cleared only after its undo reported
+success. A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and
+when the call does return, the newest wake comes first. There are never two threads in the driver for one GPU.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TypeVar
+
+from memscaler.core.errors import GpuCallFailed, GpuError, GpuLost, GpuPermission, GpuUnsupported
+from memscaler.core.model import LeverResult, Outcome
+from memscaler.gpu import mailbox
+from memscaler.gpu.inventory import Device
+from memscaler.gpu.journal import Journal
+from memscaler.gpu.levers import DryRunLever, Lever, recall
+from memscaler.gpu.mailbox import Mailbox
+from memscaler.gpu.reports import ActuatorPolicy, Note, Report, Sample, WakeTiming
+
+Value = TypeVar("Value")
+
+FIRST_POLL_S = 0.005
+POLL_GROWTH = 1.6  # 12 looks in 2 s: dense while most cards settle, then out of the way
+# The first request after a wake is at work just then, and on some cards a read makes the CPUs wait (facts/peers.md 7).
+WAKE_FIRST_LOOK_S = 0.1
+HAND_OVER_S = 1e-5
+SAME_OCCUPANT = 0.9  # of the memory used: the server that was there at the park is still there
+RETRY_PAUSE_S = (0.02, 0.1)
+STARTUP_SEQ = 0  # the core's numbers begin at 1: its answers to this one are stale by construction
+
+
+def hand_over() -> None:
+    """Let actuator threads that were just given a wake reach the driver; call it once after the last `wake`.
+
+    A woken thread needs CPython's global lock, and a main loop that works on keeps it for 5 ms and more. Sleeping for
+    an instant gives it away: measured on 2 cores, from `wake` to the driver call, with the main loop busy for 20 ms
+    afterwards: median 41 us and p99 126 us with this, 7.9 ms and 12 ms without, 39 us and 6.3 ms with sleep(0).
+    """
+    time.sleep(HAND_OVER_S)
+
+
+class Actuator:
+    """Parks and wakes one GPU. All public methods return at once."""
+
+    def __init__(
+        self,
+        device: Device,
+        levers: tuple[Lever, ...],
+        journal: Journal,
+        report: Callable[[Report], None],
+        policy: ActuatorPolicy | None = None,
+    ) -> None:
+        self.gpu = device.identity.uuid
+        self._device = device
+        self._policy = policy or ActuatorPolicy()
+        self._journal = journal
+        self._report = report
+        self._levers = levers
+        if self._policy.dry_run:
+            self._levers = tuple(
+                DryRunLever(lever, lambda text: self._note("lever.pretended", text)) for lever in levers
+            )
+        self._mail = Mailbox()
+        self._next = 0  # index of the lever that the next park uses
+        self._owed: Lever | None = self._left_behind()
+        self._unproven: Lever | None = None  # undone, but the clocks were not seen to rise yet
+        self._switched_ns: int | None = None
+        self._used_bytes: int | None = None  # of the GPU's memory, at the last park
+        self._call: tuple[str, int] | None = None  # the driver call under way, and its deadline
+        self._seq = STARTUP_SEQ
+        if self._owed is not None:
+            self._mail.post(mailbox.WAKE, STARTUP_SEQ)
+        self._thread = threading.Thread(target=self._run, name=f"gpu{device.identity.index}", daemon=True)
+        self._thread.start()
+
+    # ---- called by the main loop ----------------------------------------------------------------------------------
+
+    @property
+    def lever(self) -> Lever | None:
+        """The lever that the next park uses; None if none works."""
+        return self._levers[self._next] if self._next < len(self._levers) else None
+
+    def park(self, seq: int) -> None:
+        self._mail.post(mailbox.PARK, seq)
+
+    def wake(self, seq: int) -> None:
+        """Undo the park. Goes before everything that waits, and calls off a park that waits or settles.
+
+        After the last of several, call `hand_over`.
+        """
+        self._mail.withdraw(mailbox.PARK)
+        self._mail.post(mailbox.WAKE, seq)
+
+    def sample(self) -> None:
+        self._mail.post(mailbox.SAMPLE)
+
+    def close(self) -> None:
+        """Let the thread end after a wake that waits. It undoes nothing by itself."""
+        self._mail.withdraw(mailbox.PARK)
+        self._mail.post(mailbox.CLOSE)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end of the thread; False if a driver call still holds it."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def overdue(self, now_ns: int) -> str | None:
+        """The driver call that has not returned by its deadline."""
+        call = self._call
+        return call[0] if call is not None and now_ns > call[1] else None
+
+    def call_due_ns(self) -> int | None:
+        """When the driver call under way becomes overdue; None if there is none."""
+        call = self._call
+        return None if call is None else call[1]
+
+    # ---- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            try:
+                order = self._mail.take()
+                if order is None:
+                    self._mail.wait()
+                elif order[0] is mailbox.CLOSE:
+                    return
+                else:
+                    self._obey(*order)
+            except Exception as error:  # noqa: BLE001  # a dead thread could never wake its GPU again
+                self._call = None
+                self._note("actuator.failed", f"{type(error).__name__}: {error}")
+                self._answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
+
+    def _obey(self, kind: str, seq: int) -> None:
+        if kind is mailbox.WAKE:
+            self._seq = seq
+            self._wake(seq)
+        elif kind is mailbox.PARK:
+            self._seq = seq
+            self._park()
+        else:
+            self._sample()
+
+    def _sample(self) -> None:
+        try:
+            reading = self._read("reading", lambda: self._device.reading_unless(self._mail.is_urgent))
+            if reading is None:
+                self._mail.post(mailbox.SAMPLE)  # after what is urgent
+            else:
+                self._report(Sample(self.gpu, reading))
+        except GpuError as error:
+            self._note("gpu.sample_failed", str(error))
+
+    # ---- wake -----------------------------------------------------------------------------------------------------
+
+    def _wake(self, seq: int) -> None:
+        lever = self._owed or self._unproven
+        if lever is None:
+            self._answer(Outcome.WOKEN)
+            return
+        start_ns = monotonic_ns()
+        self._call = ("undo", start_ns + int(self._policy.write_deadline_s * 1e9))
+        try:
+            lever.undo()
+        except GpuError as error:
+            self._call = None
+            if self._owed is None:
+                self._owe(lever)
+            self._answer(Outcome.LOST if isinstance(error, GpuLost) else Outcome.FAILED, str(error))
+            return
+        end_ns = monotonic_ns()
+        self._call = None
+        self._report(WakeTiming(self.gpu, seq, start_ns, end_ns))
+        self._answer(Outcome.WOKEN)
+        self._switched_ns = end_ns
+        self._owed, self._unproven = None, lever
+        self._release()
+        self._prove_awake(lever)
+
+    def _prove_awake(self, lever: Lever) -> None:
+        """Read the clocks back. Without a context they may stay low by right, so only a GPU in use can tell."""
+        if self._policy.dry_run:
+            self._unproven = None
+            return
+        try:
+            up = self._settle(lambda: not lever.is_down() or not self._occupied(), WAKE_FIRST_LOOK_S)
+        except GpuError as error:
+            self._note("gpu.wake_unproven", str(error))
+            up = True
+        if up is None:  # a newer wake undoes it once more, and then looks
+            return
+        self._unproven = None
+        if not up:
+            self._owe(lever)
+            self._answer(Outcome.NO_EFFECT, f"undone, but still down: {lever.describe()}")
+
+    def _occupied(self) -> bool:
+        """True if the clocks must be up: by what runs, or because what kept them up at the park is still in memory."""
+        if self._device.in_use():
+            return True
+        used_bytes = self._device.memory_used_bytes()
+        return bool(self._used_bytes and used_bytes and used_bytes >= self._used_bytes * SAME_OCCUPANT)
+
+    # ---- park -----------------------------------------------------------------------------------------------------
+
+    def _park(self) -> None:
+        lever = self.lever
+        if lever is None:
+            self._answer(Outcome.FAILED, "no lever works on this GPU")
+            return
+        try:
+            if not self._hindered(lever):
+                self._apply(lever)
+        except GpuLost as error:
+            self._answer(Outcome.LOST, str(error))
+        except GpuPermission as error:  # never another lever instead: the operator is to know
+            self._answer(Outcome.FAILED, str(error))
+        except GpuError as error:
+            self._use_next(f"{lever.name}: {error}")
+
+    def _hindered(self, lever: Lever) -> bool:
+        """Look once more before parking, and answer if it is not the time."""
+        if self._owes():
+            self._wake(self._seq)  # left by a run that ended badly
+            if not self._owes():
+                self._answer(Outcome.BUSY, "what an earlier run applied had to be undone first")
+            return True
+        try:
+            load = self._read("utilisation", self._device.utilization_ratio)
+            low = self._read("clock", lever.is_down)
+        except GpuCallFailed as error:  # says nothing about the lever
+            self._answer(Outcome.BUSY, f"cannot look: {error}")
+            return True
+        if load:
+            self._answer(Outcome.BUSY, f"GPU utilisation is {load:.0%}")
+        elif low:
+            self._answer(Outcome.NOTHING_TO_GAIN, f"low by itself: {lever.name} {lever.target}")
+        elif (wait_ms := self._switch_wait_ms()) > 0:
+            self._answer(Outcome.BUSY, f"the driver wants {wait_ms} ms more between two switches")
+        else:
+            return False
+        return True
+
+    def _switch_wait_ms(self) -> int:
+        if self._switched_ns is None:
+            return 0
+        passed_ms = (monotonic_ns() - self._switched_ns) // 1_000_000
+        return self._device.capabilities.switch_interval_ms - passed_ms
+
+    def _apply(self, lever: Lever) -> None:
+        try:
+            self._owe(lever, strict=not self._policy.dry_run)
+        except OSError as error:  # without a journal nothing is applied: nobody could undo it after a crash
+            self._owed = None
+            self._answer(Outcome.BUSY, f"the journal cannot be written: {error}")
+            return
+        if not self._call_driver(lever):
+            return
+        self._switched_ns = monotonic_ns()
+        self._answer(Outcome.APPLIED, lever.describe())
+        self._used_bytes = self._read("memory", self._device.memory_used_bytes)
+        down = self._settle(lever.is_down)
+        if down:
+            self._answer(Outcome.VERIFIED, lever.describe())
+        elif down is False:
+            self._use_next(f"{lever.name}: the driver reports success, but nothing moved")
+
+    def _call_driver(self, lever: Lever) -> bool:
+        """Apply the lever; try again on unknown errors. False if a wake came first."""
+        for attempt in range(self._policy.attempts):
+            if self._mail.is_urgent():
+                if attempt == 0:
+                    self._disown()
+                return False
+            try:
+                self._write("apply", lever.apply)
+            except GpuCallFailed:  # it may have taken effect, so it stays owed
+                if attempt + 1 == self._policy.attempts:
+                    raise
+                self._mail.wait(random.uniform(*RETRY_PAUSE_S))  # noqa: S311  # jitter
+            except (GpuUnsupported, GpuPermission):
+                if attempt == 0:
+                    self._disown()
+                raise
+            else:
+                return True
+        return False
+
+    def _disown(self) -> None:
+        """Nothing was applied after all."""
+        self._owed = None
+        self._release()
+
+    def _use_next(self, reason: str) -> None:
+        self._next += 1
+        self._answer(Outcome.FAILED if self.lever is None else Outcome.NEXT_LEVER, reason)
+
+    # ---- parts ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, reached: Callable[[], bool], first_look_s: float = 0.0) -> bool | None:
+        """True as soon as `reached`; False if it is not in time; None if a wake or the end came in between.
+
+        Raise GpuCallFailed if the last look failed.
+        """
+        end_ns = monotonic_ns() + int(self._policy.settle_timeout_s * 1e9)
+        pause_s = FIRST_POLL_S
+        self._mail.wait(first_look_s)
+        while not self._mail.is_urgent():
+            left_s = (end_ns - monotonic_ns()) / 1e9
+            try:
+                if self._read("read-back", reached):
+                    return True
+            except GpuCallFailed:
+                if left_s <= 0:
+                    raise
+            if left_s <= 0:
+                return False
+            self._mail.wait(min(pause_s, left_s))
+            pause_s *= POLL_GROWTH
+        return None
+
+    def _read(self, what: str, ask: Callable[[], Value]) -> Value:
+        return self._timed(what, self._policy.read_deadline_s, ask)
+
+    def _write(self, what: str, act: Callable[[], None]) -> None:
+        self._timed(what, self._policy.write_deadline_s, act)
+
+    def _timed(self, what: str, limit_s: float, call: Callable[[], Value]) -> Value:
+        self._call = (what, monotonic_ns() + int(limit_s * 1e9))
+        try:
+            return call()
+        finally:
+            self._call = None
+
+    def _owe(self, lever: Lever, *, strict: bool = False) -> None:
+        """Remember, here and on disk, that this lever is to be undone."""
+        self._owed = lever
+        if self._policy.dry_run:
+            return
+        try:
+            self._journal.record(self._device.identity, lever.name, lever.target)
+        except OSError as error:
+            if strict:
+                raise
+            self._note("journal.write_failed", str(error))
+
+    def _owes(self) -> bool:
+        return self._owed is not None
+
+    def _release(self) -> None:
+        if self._policy.dry_run:
+            return
+        try:
+            self._journal.release(self.gpu)
+        except OSError as error:  # a restore would undo it once more, which does no harm
+            self._note("journal.release_failed", str(error))
+
+    def _left_behind(self) -> Lever | None:
+        """What an earlier run applied and nobody has undone yet."""
+        entry = self._journal.entry(self.gpu)
+        if entry is None or self._policy.dry_run:
+            return None
+        try:
+            return recall(self._device, entry.lever)
+        except GpuUnsupported:
+            return recall(self._device, "")
+
+    def _answer(self, outcome: Outcome, reason: str = "") -> None:
+        self._report(LeverResult(self.gpu, self._seq, outcome, reason))
+
+    def _note(self, event: str, detail: str) -> None:
+        self._report(Note(self.gpu, event, detail))

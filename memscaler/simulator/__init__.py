@@ -1,0 +1,23 @@
+"""A simulated NVIDIA driver: real shared libraries, shared boards, and a remote control. See README.md here."""
+
+from __future__ import annotations
+
+from memscaler.simulator.binding import CallRecord, SimulatorError
+from memscaler.simulator.board import Lock, Locks, SimulatedBoard
+from memscaler.simulator.builder import build
+from memscaler.simulator.loading import load, start
+from memscaler.simulator.remote import SimulatedDriver, known_boards, parse_boards
+
+__all__ = [
+    "CallRecord",
+    "Lock",
+    "Locks",
+    "SimulatedBoard",
+    "SimulatedDriver",
+    "SimulatorError",
+    "build",
+    "known_boards",
+    "load",
+    "parse_boards",
+    "start",
+]
