@@ -59,8 +59,8 @@ struct slot {
     u64 overflow;    /* opens that found the set full */
     u64 ring_failed; /* rings that found the doorbell's buffer full */
     u64 ignored;
-    u64 opened_by_sockops;  /* of `opened`, those that the sockops program saw first */
-    u64 seen_by_tracepoint; /* opens that the tracepoint saw, first or second */
+    u64 seen_by_sockops;    /* opens that each hook saw, whichever came first; also those of a stale entry's identity */
+    u64 seen_by_tracepoint;
     u64 pad[5];             /* two cache lines each */
 };
 
@@ -142,12 +142,12 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
             __sync_fetch_and_add(&slot->ignored, 1);
         return;
     }
-    if (!by_sockops)
+    if (by_sockops)
+        __sync_fetch_and_add(&slot->seen_by_sockops, 1);
+    else
         __sync_fetch_and_add(&slot->seen_by_tracepoint, 1);
     if (!connections.insert(id, &connection)) {
         __sync_fetch_and_add(&slot->opened, 1);
-        if (by_sockops)
-            __sync_fetch_and_add(&slot->opened_by_sockops, 1);
     } else {
         /* The other hook was first, or an earlier connection of this identity was never seen to close. */
         known = connections.lookup(id);

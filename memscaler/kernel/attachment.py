@@ -77,7 +77,8 @@ def load(
         try:
             answer, fds = _run(python, bpf_dir, options)
         except OSError as error:
-            failure = KernelUnavailable(f"cannot run {python}: {error.strerror}", hint="name a python: --loader-python PATH")
+            hint = "name a python: --loader-python PATH"
+            failure = KernelUnavailable(f"cannot run {python}: {error.strerror}", hint=hint)
             continue
         if "error" not in answer:
             return Attachment(
@@ -133,5 +134,6 @@ def _receive(channel: socket.socket, child: subprocess.Popen[bytes]) -> tuple[di
     if len(fds) != len(answer.get("fds", ())):  # the kernel drops what does not fit under the limit
         for fd in fds:
             os.close(fd)
-        raise KernelUnavailable("too few file descriptors are allowed for the BPF maps", hint="raise it: ulimit -n 1024")
+        hint = "raise the limit: ulimit -n 1024"
+        raise KernelUnavailable("too few file descriptors are allowed for the BPF maps", hint=hint)
     return answer, list(fds)

@@ -68,7 +68,7 @@ class HashMap:
             raise
         return True
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry, in a few system calls (BPF_MAP_LOOKUP_BATCH, Linux 5.6). Entries may come and go meanwhile."""
         key_bytes, value_bytes = len(self._key), len(self._value)
         if not self._many:
@@ -78,7 +78,7 @@ class HashMap:
         while more:
             count, more = self._batch(cursor)
             keys, values = (memoryview(buffer).cast("B") for buffer in self._many[:2])
-            # Copied out before the first is given away: the next caller of items() uses the same buffers.
+            # Copied out before the first is given away: the next caller uses the same buffers.
             all_keys = keys[: count * key_bytes].tobytes()
             all_values = values[: count * value_bytes].tobytes()
             for index in range(count):
@@ -106,8 +106,8 @@ class HashMap:
         if len(key) != len(self._key):
             raise ValueError(f"key of {len(key)} bytes, not {len(self._key)}")
         self._key.raw = key
-        addresses = ctypes.addressof(self._key), ctypes.addressof(self._value)
-        _call(command, struct.pack("=IIQQQ", self._fd, 0, *addresses, flags))
+        value = 0 if command == _MAP_DELETE else ctypes.addressof(self._value)  # EINVAL for what a command does not use
+        _call(command, struct.pack("=IIQQQ", self._fd, 0, ctypes.addressof(self._key), value, flags))
 
 
 def map_sizes(fd: int) -> tuple[int, int, int]:

@@ -7,6 +7,9 @@ producer's (read-only), then the data. Its descriptor can be waited for with epo
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
+
+from memscaler.kernel.counters import Counters
 
 
 class Doorbell:
@@ -25,7 +28,21 @@ class Doorbell:
         self._consumer[0] = self._producer[0]
 
     def close(self) -> None:
+        """Unmap. The descriptor is the attachment's."""
         self._consumer.release()
         self._producer.release()
         self._consumer_memory.close()
         self._producer_memory.close()
+
+
+class Door:
+    """The doorbell as one GPU hears it: `fd` becomes readable for any watch, `rang` is about its own."""
+
+    def __init__(self, fd: int, counters: Counters, slots: Iterable[int]) -> None:
+        self.fd = fd
+        self._is_armed = counters.is_armed
+        self._slots = tuple(slots)
+
+    def rang(self) -> bool:
+        """True from the ring of one of its watches until that is armed again."""
+        return not all(map(self._is_armed, self._slots))

@@ -50,6 +50,7 @@ class Watch:
 
     @property
     def scope(self) -> str:
+        """The name of its namespace."""
         return self.diag.namespace.name
 
 
@@ -76,6 +77,7 @@ class Ledger:
         self._connections = HashMap(fds["connections"], _IDENTITY.size, _CONNECTION.size)
 
     def close(self) -> None:
+        """Let go of the counters and of the namespaces; the attachment stays."""
         self.counters.close()
         for diag in {id(watch.diag): watch.diag for watch in self.watches.values()}.values():
             diag.close()
@@ -132,7 +134,7 @@ class Ledger:
     def live_in_set(self) -> Mapping[int, int]:
         """Entries of the set per slot (for tests and doubt; the counters say the same)."""
         counts = dict.fromkeys(self.watches, 0)
-        for _, value in self._connections.items():
+        for _, value in self._connections.entries():
             slot = _CONNECTION.unpack(value)[1]
             counts[slot] = counts.get(slot, 0) + 1
         return counts
@@ -175,14 +177,12 @@ class Ledger:
 
     def _dump(self, watch: Watch) -> dict[bytes, Row]:
         rows = watch.diag.connections(watch.port)
-        return {
-            _IDENTITY.pack(watch.netns, row.local_port, row.peer_port, 0, row.local, row.peer): row for row in rows
-        }
+        return {_IDENTITY.pack(watch.netns, row.local_port, row.peer_port, 0, row.local, row.peer): row for row in rows}
 
     def _entries(self) -> dict[int, dict[bytes, int]]:
         """Slot -> identity -> since."""
         entries: dict[int, dict[bytes, int]] = {}
-        for key, value in self._connections.items():
+        for key, value in self._connections.entries():
             since_ns, slot, _ = _CONNECTION.unpack(value)
             entries.setdefault(slot, {})[key] = since_ns
         return entries

@@ -9,7 +9,10 @@ It answers with one message on the socket: JSON, and with SCM_RIGHTS the descrip
 the JSON holds "error" (a stable id), "message" and "hint". bcc's messages go to "detail". Python >= 3.9.
 """
 
+from __future__ import annotations
+
 import array
+import contextlib
 import ctypes
 import json
 import os
@@ -20,123 +23,145 @@ import socket
 import struct
 import sys
 import tempfile
+from typing import Any, NamedTuple
 
 TRACEPOINT = "sock:inet_sock_set_state"
 TRACEFS = "/sys/kernel/tracing"
 BTF = "/sys/kernel/btf/vmlinux"
 OLDEST_KERNEL = (5, 8)  # the ring buffer map
+COMPARE_AND_EXCHANGE = (5, 12)  # in BPF
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 SO_NETNS_COOKIE = 71
 BPF_LINK_CREATE = 28
 BPF_CGROUP_SOCK_OPS = 3
 BPF_PROG_TYPE_SOCK_OPS = 13
+CAN_MISS = "a connection can be missed for up to a second while a GPU is parked"
+ONE_NAMESPACE = "network namespaces are not told apart"
+MAPS = ("ports", "watches", "ignore", "connections", "slots", "doorbell")
+BTF_MAGIC, BTF_STRUCT = 0xEB9F, 4
+# Bytes that follow the 12-byte record of a BTF type, by kind: fixed, or per member.
+BTF_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
+BTF_PER_MEMBER = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
 class LoadError(Exception):
     """Something that the user can mend: id, one line, and what to do."""
 
-    def __init__(self, error, message, hint, detail=""):
+    def __init__(self, error: str, message: str, hint: str, detail: str = "") -> None:
         super().__init__(message)
         self.answer = {"error": error, "message": message, "hint": hint, "detail": detail}
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Load, answer, leave without bcc's clean-up (it would disable the perf event that was just handed over)."""
     channel = socket.socket(fileno=int(arguments[0]))
     try:
         answer, fds = load(arguments[1], json.loads(arguments[2]))
     except LoadError as error:
         answer, fds = error.answer, []
-    except Exception as error:  # whatever bcc raises: the daemon turns it into one line
-        answer = {"error": "failed", "message": f"the BPF program could not be loaded: {error}", "hint": "", "detail": ""}
-        fds = []
+    except Exception as error:  # noqa: BLE001  # whatever it is: the daemon turns it into one line
+        message = f"the BPF program could not be loaded: {error}".replace("\n", " ")
+        answer, fds = {"error": "failed", "message": message, "hint": "", "detail": ""}, []
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     channel.sendmsg([json.dumps(answer).encode()], rights)
     os._exit(0)
 
 
-def load(bpf_dir, options):
+def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """Check what can be checked, then try the variants from best to least."""
     check_kernel()
     mounted = ensure_tracefs()
     notices = [f"mounted tracefs on {TRACEFS}"] if mounted else []
     resource_limit()
-    cgroup = None if options.get("without_sockops") else cgroup2_root()
-    if cgroup is None:
-        notices.append("no root of cgroup v2: a connection can be missed for up to a second while a GPU is parked")
-    offsets = None if options.get("without_btf") else netns_offsets()
-    if offsets is None:
-        notices.append("no kernel BTF, or a kernel before 5.14: network namespaces are not told apart")
+    wanted = Variant(
+        None if options.get("without_sockops") else cgroup2_root(),
+        None if options.get("without_btf") else netns_offsets(),
+    )
+    if wanted.cgroup is None:
+        notices.append("no root of cgroup v2: " + CAN_MISS)
+    if wanted.offsets is None:
+        notices.append("no kernel BTF, or a kernel before 5.14: " + ONE_NAMESPACE)
+    failures = []
     with Quiet() as quiet:
         bpf_class = import_bcc()
-        failures = []
-        for with_sockops, with_netns in variants(cgroup is not None, offsets is not None):
-            for headers in ("stubs", "kernel"):
-                try:
-                    loaded = compile_and_attach(bpf_class, bpf_dir, options, headers, with_sockops and cgroup, with_netns and offsets)
-                except Exception as error:
-                    failures.append(f"{headers} sockops={with_sockops} netns={with_netns}: {error}")
-                    continue
-                notices += lost_abilities(with_sockops, with_netns, cgroup, offsets, headers)
-                names = list(loaded)
-                answer = {"fds": names, "notices": notices, "headers": headers, "netns": with_netns, "detail": quiet.text()}
-                return answer, [loaded[name] for name in names]
+        for variant in variants(wanted):
+            try:
+                fds = compile_and_attach(bpf_class, bpf_dir, options, variant)
+            except Exception as error:  # noqa: BLE001  # bcc raises bare ones
+                failures.append(f"{variant}: {error}")
+                continue
+            notices += lost_abilities(wanted, variant)
+            names, netns = list(fds), variant.offsets is not None
+            answer = {"fds": names, "notices": notices, "headers": variant.headers, "netns": netns}
+            return {**answer, "detail": quiet.text()}, list(fds.values())
         check_permission()
         raise LoadError(
             "rejected",
-            f"the kernel does not accept the BPF program ({failures[0]})",
+            f"the kernel does not accept the BPF program ({failures[0]})".replace("\n", " "),
             "run `memscaler run --log-level debug` and report the output",
             quiet.text(),
         )
 
 
-def lost_abilities(with_sockops, with_netns, cgroup, offsets, headers):
+class Variant(NamedTuple):
+    """What to attach and how: None for what is left out."""
+
+    cgroup: str | None
+    offsets: tuple[int, int] | None
+    headers: str = "stubs"
+
+    def __str__(self) -> str:
+        hooks = "both hooks" if self.cgroup else "tracepoint"
+        return f"{hooks}, {'' if self.offsets else 'no '}namespaces, {self.headers}"
+
+
+def variants(wanted: Variant) -> list[Variant]:
+    """Best first: not losing an open matters more than telling namespaces apart."""
+    fewer = [(wanted.cgroup, wanted.offsets), (wanted.cgroup, None), (None, wanted.offsets), (None, None)]
+    return [Variant(*each, headers) for each in dict.fromkeys(fewer) for headers in ("stubs", "kernel")]
+
+
+def lost_abilities(wanted: Variant, got: Variant) -> list[str]:
     """What a lesser variant than hoped for costs, one line each."""
     lost = []
-    if cgroup is not None and not with_sockops:
-        lost.append("the sockops program was refused: a connection can be missed for up to a second while a GPU is parked")
-    if offsets is not None and not with_netns:
-        lost.append("this kernel tells sockops no namespace (before 5.15): network namespaces are not told apart")
-    if headers == "kernel":
+    if wanted.cgroup and not got.cgroup:
+        lost.append("the sockops program was refused: " + CAN_MISS)
+    if wanted.offsets and not got.offsets:
+        lost.append("this kernel tells sockops no namespace (before 5.15): " + ONE_NAMESPACE)
+    if got.headers == "kernel":
         lost.append("compiled with the installed kernel headers: this bcc does not take the stub headers")
     return lost
 
 
-def variants(sockops, netns):
-    """(with sockops, with namespaces), best first: not losing an open matters more than telling namespaces apart."""
-    wanted = [(True, True), (True, False), (False, True), (False, False)]
-    return [(s, n) for s, n in wanted if (sockops or not s) and (netns or not n)]
-
-
-def import_bcc():
+def import_bcc() -> Any:
+    """bcc.BPF, or the advice where to get it."""
     try:
         from bcc import BPF
     except ImportError as error:
-        raise LoadError(
-            "no-bcc",
-            f"{sys.executable} cannot import bcc ({error})",
-            "apt install python3-bpfcc (Fedora, Arch: python3-bcc, python-bcc), or name a python that has it: --loader-python PATH",
-        ) from error
+        hint = "apt install python3-bpfcc (Fedora, Arch: python3-bcc, python-bcc), or name a python that has it"
+        message = f"{sys.executable} cannot import bcc ({error})"
+        raise LoadError("no-bcc", message, hint + ": --loader-python PATH") from error
     return BPF
 
 
-def kernel_version():
+def kernel_version() -> tuple[int, int]:
     """(major, minor) of "6.1.0-56-amd64" or "6.18-rc2+"."""
-    major, minor = re.match(r"(\d+)\.(\d+)", platform.release()).groups()
+    major, minor, *_ = re.findall(r"\d+", platform.release())
     return int(major), int(minor)
 
 
-def check_kernel():
+def check_kernel() -> None:
+    """Raise if the kernel is too old or the machine unknown."""
     if kernel_version() < OLDEST_KERNEL:
-        raise LoadError(
-            "old-kernel", f"kernel {platform.release()} is too old", "memscaler needs Linux 5.8 or newer (BPF ring buffer)"
-        )
+        hint = "memscaler needs Linux 5.8 or newer (BPF ring buffer)"
+        raise LoadError("old-kernel", f"kernel {platform.release()} is too old", hint)
     if platform.machine() not in SYS_BPF:
-        raise LoadError("machine", f"unknown machine type {platform.machine()}", "memscaler knows " + ", ".join(SYS_BPF))
+        hint = "memscaler knows " + ", ".join(SYS_BPF)
+        raise LoadError("machine", f"unknown machine type {platform.machine()}", hint)
 
 
-def check_permission():
+def check_permission() -> None:
     """Raise if the capabilities explain the failure."""
     with open("/proc/self/status") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff"))
@@ -150,7 +175,7 @@ def check_permission():
     )
 
 
-def ensure_tracefs():
+def ensure_tracefs() -> bool:
     """True if tracefs had to be mounted. bcc reads the tracepoint's format from it."""
     event = "events/" + TRACEPOINT.replace(":", "/") + "/format"
     roots = (TRACEFS, "/sys/kernel/debug/tracing")
@@ -164,25 +189,26 @@ def ensure_tracefs():
         )
     check_permission()
     if os.path.isdir(TRACEFS) and not os.access(TRACEFS, os.R_OK | os.X_OK):
-        raise LoadError("no-permission", f"not permitted to read {TRACEFS}", "run as root, or grant CAP_DAC_READ_SEARCH")
+        hint = "run as root, or grant CAP_DAC_READ_SEARCH"
+        raise LoadError("no-permission", f"not permitted to read {TRACEFS}", hint)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"nodev", TRACEFS.encode(), b"tracefs", 0, None) != 0:
         why = os.strerror(ctypes.get_errno())
-        raise LoadError("no-tracefs", f"tracefs is not mounted and cannot be ({why})", f"run: mount -t tracefs nodev {TRACEFS}")
+        hint = f"run: mount -t tracefs nodev {TRACEFS}"
+        raise LoadError("no-tracefs", f"tracefs is not mounted and cannot be ({why})", hint)
     if not os.path.exists(os.path.join(TRACEFS, event)):
-        raise LoadError("no-tracepoint", f"this kernel has no tracepoint {TRACEPOINT}", "it needs CONFIG_INET and tracing support")
+        hint = "it needs CONFIG_INET and tracing support"
+        raise LoadError("no-tracepoint", f"this kernel has no tracepoint {TRACEPOINT}", hint)
     return True
 
 
-def resource_limit():
+def resource_limit() -> None:
     """Before 5.11 maps count against RLIMIT_MEMLOCK."""
-    try:
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (ValueError, OSError):
-        pass
 
 
-def cgroup2_root():
+def cgroup2_root() -> str | None:
     """Where the root of cgroup v2 is mounted (unified or hybrid), or None."""
     with open("/proc/self/mounts") as mounts:
         for line in mounts:
@@ -194,33 +220,36 @@ def cgroup2_root():
     return None
 
 
-def compile_and_attach(bpf_class, bpf_dir, options, headers, cgroup, offsets):
+def compile_and_attach(bpf_class: Any, bpf_dir: str, options: dict[str, Any], variant: Variant) -> dict[str, int]:
     """One variant, or whatever exception bcc has for it. Returns name -> descriptor."""
     os.environ.pop("BCC_KERNEL_SOURCE", None)
-    if headers == "stubs":
-        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(bpf_dir, "include")
     flags = [f"-DMAX_CONNECTIONS={int(options['max_connections'])}", f"-DMAX_WATCHES={int(options['max_watches'])}"]
-    flags += [f"-DPAGE_SIZE={resource.getpagesize()}"] if headers == "stubs" else []
-    flags += ["-DWITH_SOCKOPS"] if cgroup else []
-    flags += ["-DWITHOUT_COMPARE_AND_EXCHANGE"] if kernel_version() < (5, 12) else []
-    flags += [f"-DOFFSET_SKC_NET={offsets[0]}", f"-DOFFSET_NET_COOKIE={offsets[1]}"] if offsets else []
+    if variant.headers == "stubs":
+        os.environ["BCC_KERNEL_SOURCE"] = os.path.join(bpf_dir, "include")
+        flags.append(f"-DPAGE_SIZE={resource.getpagesize()}")
+    if variant.cgroup:
+        flags.append("-DWITH_SOCKOPS")
+    if variant.offsets:
+        flags += [f"-DOFFSET_SKC_NET={variant.offsets[0]}", f"-DOFFSET_NET_COOKIE={variant.offsets[1]}"]
+    if kernel_version() < COMPARE_AND_EXCHANGE:
+        flags.append("-DWITHOUT_COMPARE_AND_EXCHANGE")
     bpf = bpf_class(src_file=os.path.join(bpf_dir, "connections.bpf.c").encode(), cflags=flags)
-    fds = {name: bpf[name.encode()].map_fd for name in ("ports", "watches", "ignore", "connections", "slots", "doorbell")}
+    fds = {name: bpf[name.encode()].map_fd for name in MAPS}
     fds["tracepoint_program"] = bpf.funcs[b"tracepoint__sock__inet_sock_set_state"].fd
     fds["tracepoint"] = bpf.tracepoint_fds[TRACEPOINT.encode()]
-    if cgroup:
+    if variant.cgroup:
         program = bpf.load_func(b"passive_open", BPF_PROG_TYPE_SOCK_OPS)
         fds["sockops_program"] = program.fd
-        fds["sockops"] = link(program.fd, cgroup)
+        fds["sockops"] = link(program.fd, variant.cgroup)
     return fds
 
 
-def link(program_fd, cgroup):
+def link(program_fd: int, cgroup: str) -> int:
     """Attach by bpf_link: it goes when its last descriptor is closed, unlike the legacy attachment."""
     directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
     attributes = struct.pack("=IIII", program_fd, directory, BPF_CGROUP_SOCK_OPS, 0).ljust(64, b"\0")
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(SYS_BPF[platform.machine()], BPF_LINK_CREATE, attributes, len(attributes))
+    fd: int = libc.syscall(SYS_BPF[platform.machine()], BPF_LINK_CREATE, attributes, len(attributes))
     os.close(directory)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "BPF_LINK_CREATE on " + cgroup + ": " + os.strerror(ctypes.get_errno()))
@@ -230,16 +259,17 @@ def link(program_fd, cgroup):
 class Quiet:
     """Keeps what bcc and clang print (to descriptor 2, from C) as text instead of showing it."""
 
-    def __enter__(self):
+    def __enter__(self) -> Quiet:  # noqa: PYI034  # typing.Self is Python 3.11
         self._file = tempfile.TemporaryFile()
         self._saved = os.dup(2)
         os.dup2(self._file.fileno(), 2)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         os.dup2(self._saved, 2)
 
-    def text(self):
+    def text(self) -> str:
+        """The end of it."""
         self._file.seek(0)
         return self._file.read().decode(errors="replace")[-4000:]
 
@@ -247,13 +277,13 @@ class Quiet:
 # ---- offsets from BTF ----------------------------------------------------------------------------------------------
 
 
-def netns_offsets(path=BTF):
+def netns_offsets(path: str = BTF) -> tuple[int, int] | None:
     """(offset of sock.__sk_common.skc_net.net, offset of net.net_cookie) in bytes, or None without (usable) BTF.
 
     Format: Documentation/bpf/btf.rst in the kernel's source.
     """
     try:
-        # User space must be able to ask for the same cookie (Linux 5.14); a kernel that cannot tell makes none up early.
+        # User space must be able to ask for the same cookie (Linux 5.14).
         with socket.socket() as sock:
             sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
         with open(path, "rb") as file:
@@ -265,32 +295,30 @@ def netns_offsets(path=BTF):
     return None if skc_net is None or cookie is None else (skc_net, cookie)
 
 
-def btf_structs(raw, wanted):
+def btf_structs(raw: bytes, wanted: set[bytes]) -> dict[bytes, dict[bytes, int]]:
     """Byte offsets of the members of the wanted structs: name -> {member -> offset}."""
     magic, _, _, header_len, type_off, type_len, str_off, _ = struct.unpack_from("=HBBIIIII", raw)
-    if magic != 0xEB9F:
+    if magic != BTF_MAGIC:
         raise ValueError("not BTF of this byte order")
     strings, position, end = header_len + str_off, header_len + type_off, header_len + type_off + type_len
-    # bytes that follow the 12-byte record, by kind: fixed, or per member
-    fixed = {1: 4, 3: 12, 14: 4, 17: 4}
-    per_member = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
-    found = {}
+    found: dict[bytes, dict[bytes, int]] = {}
     while position < end:
         name_off, info, _ = struct.unpack_from("=III", raw, position)
-        kind, count, bitfields = info >> 24 & 0x1F, info & 0xFFFF, info >> 31
+        kind, count, bitfields = info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31)
         position += 12
-        if kind == 4 and count:
+        if kind == BTF_STRUCT and count:
             name = raw[strings + name_off : raw.index(b"\0", strings + name_off)]
             if name in wanted:
-                found[name] = btf_members(raw, strings, position, count, bitfields)
+                found[name] = btf_members(raw, strings, position, count, bitfields=bitfields)
                 if len(found) == len(wanted):
                     break
-        position += fixed.get(kind, 0) + per_member.get(kind, 0) * count
+        position += BTF_FIXED.get(kind, 0) + BTF_PER_MEMBER.get(kind, 0) * count
     return found
 
 
-def btf_members(raw, strings, position, count, bitfields):
-    members = {}
+def btf_members(raw: bytes, strings: int, position: int, count: int, *, bitfields: bool) -> dict[bytes, int]:
+    """Name -> byte offset, of the members listed at `position`."""
+    members: dict[bytes, int] = {}
     for index in range(count):
         name_off, _, offset = struct.unpack_from("=III", raw, position + 12 * index)
         bits = offset & 0xFFFFFF if bitfields else offset

@@ -60,6 +60,7 @@ class SockDiag:
         self._socket.settimeout(_REPLY_TIMEOUT_S)
 
     def close(self) -> None:
+        """Let go of the namespace."""
         self._socket.close()
 
     def connections(self, port: int) -> list[Row]:
@@ -85,9 +86,11 @@ class SockDiag:
 
     def _drain(self) -> None:
         """Read to its end a dump that an exception cut short: until then the kernel starts no other (EBUSY)."""
+        self._socket.settimeout(0)
         with contextlib.suppress(BlockingIOError):
-            while self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
+            while self._socket.recv(_RECEIVE_BYTES):
                 pass
+        self._socket.settimeout(_REPLY_TIMEOUT_S)
         self._unfinished = False
 
     def _dump_once(self, family: int, port: int, states: int) -> tuple[list[Row], bool]:
@@ -117,7 +120,7 @@ class SockDiag:
 
 
 def _row(data: bytes, position: int, family: int) -> Row:
-    """struct inet_diag_msg: family, state, timer, retrans, then inet_diag_sockid, five more words."""
+    """Of struct inet_diag_msg: family, state, timer, retrans, then inet_diag_sockid, five more words."""
     state = data[position + 1]
     local_port, peer_port = struct.unpack_from(">HH", data, position + 4)
     local, peer = data[position + 8 : position + 24], data[position + 24 : position + 40]

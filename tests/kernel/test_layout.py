@@ -1,0 +1,118 @@
+"""One layout on both sides: the C structs, their packing in Python, and the kernel's own structs in BTF."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from memscaler.kernel import counters, ledger, loader
+from memscaler.kernel.bpf import NOEXIST, HashMap, map_sizes
+from tests.kernel.worlds import BPF, world_of
+
+
+@pytest.fixture(scope="module")
+def world():
+    with world_of("both") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("ports", ledger._PORT_WORD.size, ledger._PORT_BITS.size),
+        ("watches", ledger._WATCH_KEY.size, ledger._SLOT.size),
+        ("ignore", ledger._IGNORE_KEY.size, ledger._SLOT.size),
+        ("connections", ledger._IDENTITY.size, ledger._CONNECTION.size),
+        ("slots", 4, counters.SLOT_WORDS * 8),
+    ],
+)
+def test_sizes_in_the_kernel(world, name, key, value):
+    """The kernel's maps have the sizes that Python packs."""
+    assert map_sizes(world.attached.fds[name])[:2] == (key, value)
+
+
+def test_slot_fields_in_order():
+    """The counters are read by position: the C struct and the dataclass list the same words in the same order."""
+    body = (BPF / "connections.bpf.c").read_text().split("struct slot {")[1].split("};")[0]
+    fields = [line.split()[1].rstrip(";") for line in body.splitlines() if line.strip().startswith("u64")]
+    assert fields[:-1] == list(counters.Slot.__dataclass_fields__)
+    assert fields[-1] == f"pad[{counters.SLOT_WORDS - len(fields) + 1}]"
+
+
+def test_btf_of_the_running_kernel():
+    """The parser finds the members that the hooks need, at plausible offsets."""
+    offsets = loader.netns_offsets()
+    assert offsets is not None
+    assert all(0 < offset < 65536 and offset % 8 == 0 for offset in offsets)
+
+
+def test_btf_of_a_compiler(tmp_path: Path):
+    """Against clang's own layout of a struct with bit fields, unions, enums, functions and arrays in its way."""
+    if not shutil.which("clang"):
+        pytest.skip("no clang")
+    source = """
+    enum e { A, B = 70000 }; union u { int i; char c[16]; }; typedef int (*f)(const volatile struct s *, enum e);
+    struct net { int before; union u u; f call; unsigned a : 3, b : 7; long long net_cookie; };
+    struct sock_common { char c[5]; struct { void *net; } skc_net; };
+    struct net n; struct sock_common sc; int fn(struct net *p) { return p->a + sc.c[0]; }
+    """
+    built = subprocess.run(
+        ["clang", "-target", "bpf", "-g", "-O2", "-x", "c", "-", "-c", "-o", str(tmp_path / "o.o")],
+        input=source,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if built.returncode:
+        pytest.skip("this clang does not compile for BPF")
+    assert loader.btf_structs(section(tmp_path / "o.o", b".BTF"), {b"net", b"sock_common"}) == {
+        b"net": {b"before": 0, b"u": 4, b"call": 24, b"a": 32, b"b": 32, b"net_cookie": 40},
+        b"sock_common": {b"c": 0, b"skc_net": 8},
+    }
+
+
+def section(path: Path, name: bytes) -> bytes:
+    """A section of a 64-bit little-endian ELF file."""
+    raw = path.read_bytes()
+    table, size, count, names = struct.unpack_from("<Q", raw, 40)[0], *struct.unpack_from("<HHH", raw, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", raw, table + index * size) for index in range(count)]
+    strings = headers[names][4]
+    for header in headers:
+        if raw[strings + header[0] :].split(b"\0", 1)[0] == name:
+            return raw[header[4] : header[4] + header[5]]
+    raise AssertionError(f"no section {name!r}")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x9f\xeb\x01\x00" + b"\xff" * 20, bytes(4096)])
+def test_broken_btf(tmp_path: Path, content):
+    """Whatever is wrong with it, the answer is: no offsets."""
+    path = tmp_path / "btf"
+    path.write_bytes(content)
+    assert loader.netns_offsets(str(path)) is None
+    assert loader.netns_offsets(str(tmp_path / "missing")) is None
+
+
+def test_hash_map(world):
+    """Put, get, delete and the batch read, over more entries than one batch takes."""
+    entries = HashMap(world.attached.fds["connections"], 48, 16)
+    wanted = {
+        struct.pack("=QHHI16s16s", 1, 2, number % 65536, 0, bytes(16), number.to_bytes(16, "big")): number.to_bytes(
+            16, "little"
+        )
+        for number in range(9000)
+    }
+    for key, value in wanted.items():
+        entries.put(key, value, NOEXIST)
+    assert dict(entries.entries()) == wanted
+    some = next(iter(wanted))
+    with pytest.raises(FileExistsError):
+        entries.put(some, bytes(16), NOEXIST)
+    assert entries.get(some) == wanted[some]
+    assert all(entries.delete(key) for key in wanted)
+    assert not entries.delete(some)
+    assert entries.get(some) is None
+    assert list(entries.entries()) == []
+    with pytest.raises(ValueError, match="key of 3 bytes"):
+        entries.get(b"abc")

@@ -1,0 +1,286 @@
+"""Real sockets on the real kernel: namespaces, watched ports, children, and what /proc says about them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from memscaler.kernel import attachment, ledger
+from memscaler.kernel.netns import entered
+from memscaler.kernel.sock_diag import SockDiag
+
+ROOT = Path(__file__).resolve().parents[2]
+BPF = ROOT / "bpf"
+HOOKS = {"both": (), "tracepoint": ("sockops",), "no-btf": ("btf",)}
+RESET = struct.pack("ii", 1, 0)
+LIVE_STATES = {"01", "08"}  # ESTABLISHED, CLOSE_WAIT, as /proc/net/tcp has them
+PATIENCE_S = 15.0
+
+_names = itertools.count(1)
+_ports = itertools.count(12000 + os.getpid() % 150 * 100)
+
+
+def assert_eventually(
+    condition: Callable[[], bool], what: Callable[[], str] = str, within_s: float = PATIENCE_S
+) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what()}"
+        time.sleep(0.005)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[str]:
+    """Path of a new network namespace with a loopback interface."""
+    name = f"ms-test-{os.getpid()}-{next(_names)}"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        yield f"/run/netns/{name}"
+    finally:
+        with contextlib.suppress(AssertionError):  # a test may have deleted it
+            run("ip", "netns", "del", name)
+
+
+def sysctl(netns: str, name: str, value: str) -> None:
+    with entered(netns):
+        Path("/proc/sys/" + name.replace(".", "/")).write_text(value)
+
+
+def new_socket(netns: str, family: int = socket.AF_INET, protocol: int = 0) -> socket.socket:
+    with entered(netns):
+        return socket.socket(family, socket.SOCK_STREAM, protocol)
+
+
+def listener(netns: str, port: int, address: str = "127.0.0.1", backlog: int = 128, protocol: int = 0) -> socket.socket:
+    """Dual-stack where the address is "::"."""
+    sock = new_socket(netns, socket.AF_INET6 if ":" in address else socket.AF_INET, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+    sock.bind((address, port))
+    sock.listen(backlog)
+    return sock
+
+
+def connected(
+    netns: str, port: int, address: str = "127.0.0.1", source: tuple[str, int] | None = None, protocol: int = 0
+) -> socket.socket:
+    sock = new_socket(netns, socket.AF_INET6 if ":" in address else socket.AF_INET, protocol)
+    sock.settimeout(PATIENCE_S)
+    if source:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(source)
+    sock.connect((address, port))
+    return sock
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+
+
+def forge_syns(netns: str, wanted: Sequence[tuple[int, int, bytes]]) -> None:
+    """Send SYNs (port, source port, data) to 10.98.0.1 from 10.98.0.9, which does not exist: no SYN-ACK is answered."""
+    name = netns.rsplit("/", 1)[1]
+    if "ms-void0" not in run("ip", "-n", name, "link"):
+        run("ip", "-n", name, "link", "add", "ms-void0", "type", "veth", "peer", "name", "ms-void1")
+        run("ip", "-n", name, "addr", "add", "10.98.0.1/24", "dev", "ms-void0")
+        run("ip", "-n", name, "link", "set", "ms-void0", "up")
+        run("ip", "-n", name, "link", "set", "ms-void1", "up")
+    with entered(netns):
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with raw:
+        for port, source_port, data in wanted:
+            raw.sendto(_syn(port, source_port, data), ("10.98.0.1", 0))
+
+
+def _syn(port: int, source_port: int, data: bytes) -> bytes:
+    ends = socket.inet_aton("10.98.0.9") + socket.inet_aton("10.98.0.1")
+    segment = struct.pack(">HHIIBBHHH", source_port, port, 1, 0, 5 << 4, 2, 65535, 0, 0) + data
+    pseudo = ends + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(segment)) + segment
+    total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    segment = segment[:16] + struct.pack(">H", ~total & 0xFFFF) + segment[18:]
+    return struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, socket.IPPROTO_TCP, 0) + ends + segment
+
+
+def live_by_proc(netns: str) -> dict[int, int]:
+    """Local port -> sockets in ESTABLISHED or CLOSE_WAIT, by /proc/net/tcp and tcp6: no netlink, none of our code."""
+    counts: dict[int, int] = {}
+    with entered(netns):
+        texts = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    for line in "".join(texts).splitlines():
+        fields = line.split()
+        if fields[3] in LIVE_STATES:
+            port = int(fields[1].rsplit(":", 1)[1], 16)
+            counts[port] = counts.get(port, 0) + 1
+    return counts
+
+
+class Child:
+    """A forked process that runs `work` and then sleeps until it is killed. Its descriptors are copies of ours."""
+
+    def __init__(self, work: Callable[[], object], *, wait: bool = True) -> None:
+        ready, done = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                if not wait:
+                    os.write(done, b"!")
+                kept = work()
+                if wait:
+                    os.write(done, b"!")
+                while kept is not done:
+                    signal.pause()
+            finally:
+                os._exit(1)
+        os.close(done)
+        self.alive = True
+        said = os.read(ready, 1)
+        os.close(ready)
+        assert said == b"!", "the child failed"
+
+    @classmethod
+    def running(cls, work: Callable[[], object]) -> Child:
+        """Does not wait for `work` to be over, which may never be."""
+        return cls(work, wait=False)
+
+    def poll(self) -> bool:
+        """True if it is over."""
+        return not self.alive or self._reap(os.WNOHANG)
+
+    def wait(self) -> None:
+        """Until it is over by itself."""
+        if self.alive:
+            self._reap(0)
+
+    def _reap(self, how: int) -> bool:
+        pid, status = os.waitpid(self.pid, how)
+        self.alive = pid == 0
+        assert self.alive or status == 0, f"the child ended with {status}"
+        return not self.alive
+
+    def kill(self) -> None:
+        if self.alive:
+            self.alive = False
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+class World:
+    """An attachment, its ledger, and one network namespace in which things happen."""
+
+    def __init__(self, hooks: str, netns: str, max_connections: int = 65536) -> None:
+        self.hooks = hooks
+        self.netns = netns
+        self.attached = attachment.load(BPF, without=HOOKS[hooks], max_connections=max_connections)
+        self.ledger = ledger.Ledger(self.attached)
+        self.diag = SockDiag(netns)
+
+    @property
+    def loses_nothing(self) -> bool:
+        return self.attached.sees_every_open
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.diag.close()
+        self.attached.close()
+
+
+@contextlib.contextmanager
+def world_of(hooks: str = "both", max_connections: int = 65536) -> Iterator[World]:
+    with namespace() as netns:
+        world = World(hooks, netns, max_connections)
+        try:
+            yield world
+        finally:
+            world.close()
+
+
+class Port:
+    """One watched port. What is opened through it is closed with it."""
+
+    def __init__(
+        self,
+        world: World,
+        ignore: Sequence[str] = (),
+        diag: SockDiag | None = None,
+        number: int = 0,
+        watched: bool = True,
+    ) -> None:
+        self.world = world
+        self.number = number or next(_ports)
+        self.ignore = ignore
+        self.diag = diag or world.diag
+        self.kept = contextlib.ExitStack()
+        if watched:
+            self.begin()
+
+    def begin(self) -> None:
+        self.watch = self.world.ledger.watch(self.number, self.diag, self.ignore)
+
+    def listen(self, address: str = "127.0.0.1", backlog: int = 128, protocol: int = 0) -> socket.socket:
+        return self.kept.enter_context(listener(self.world.netns, self.number, address, backlog, protocol))
+
+    def connect(
+        self, address: str = "127.0.0.1", source: tuple[str, int] | None = None, protocol: int = 0
+    ) -> socket.socket:
+        return self.kept.enter_context(connected(self.world.netns, self.number, address, source, protocol))
+
+    def pair(self, server: socket.socket, address: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
+        """(the client's, the server's)."""
+        client = self.connect(address)
+        return client, self.kept.enter_context(server.accept()[0])
+
+    def child(self, work: Callable[[], object]) -> Child:
+        child = Child(work)
+        self.kept.callback(child.kill)
+        return child
+
+    @property
+    def live(self) -> int:
+        return self.world.ledger.reading(self.watch).live
+
+    @property
+    def in_set(self) -> int:
+        return self.world.ledger.live_in_set()[self.watch.slot]
+
+    @property
+    def by_proc(self) -> int:
+        return live_by_proc(self.world.netns).get(self.number, 0)
+
+    def settles(self, live: int, by_proc: int | None = None, within_s: float = PATIENCE_S) -> None:
+        """The counters, the set and /proc agree on `live`. by_proc: where /proc also shows sockets of clients."""
+        wanted = (live, live, live if by_proc is None else by_proc)
+        seen: tuple[int, int, int] = (-1, -1, -1)
+
+        def same() -> bool:
+            nonlocal seen
+            seen = (self.live, self.in_set, self.by_proc)
+            return seen == wanted
+
+        assert_eventually(same, lambda: f"(counters, set, /proc) is {seen}, not {wanted}", within_s)
+
+    def close(self) -> None:
+        self.kept.close()
