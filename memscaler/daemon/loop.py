@@ -1,10 +1,10 @@
 """The event loop: turns what the edges see into observations, and the governor's actions into calls of the edges.
 
-One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. When the bell rings it wakes
-first and thinks later: which GPUs wake if which watches rang was worked out when they were parked, so there is one
-word to read per watch and one hand-over per GPU. Then the loop goes back to sleep at once, because the actuators'
-threads need the interpreter now; the governor's step, accounts and log follow when they answer, or THINK_AFTER_NS
-later.
+One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. When the bell rings, GPUs
+wake first and the loop thinks later. The actuators of parked GPUs listen to the doorbell themselves; what the loop does
+at once is to hand the wake over where one does not (its park is still under way): which GPUs wake if which watches
+rang was worked out before. Then the loop sleeps again, because the actuators' threads need the interpreter now; the
+governor's step, accounts and log follow when they answer, or THINK_AFTER_S later.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from memscaler.kernel.ledger import Ledger
 GUARDIAN_HOLD = "guardian"
 FOR_EVER_NS = 2**62
 GUARDIAN_PAUSE_NS = SECOND_NS
-THINK_AFTER_NS = 2_000_000
+THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 SNAPSHOT_WAIT_NS = 250_000_000
@@ -113,8 +113,6 @@ class Loop:
         self._wanted: list[tuple[int, Future[Snapshot]]] = []
         self._sampled_ns = 0
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
-        self._handed_over: set[tuple[str, int]] = set()  # (GPU, seq) of wakes that the governor has yet to ask for
-        self._think_due_ns = 0
         self._seen: deque[Observation] = deque()
         self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
 
@@ -122,7 +120,7 @@ class Loop:
 
     def run(self) -> bool:
         """Govern until told to stop."""
-        self._epoll.register(self._doorbell.fd, select.EPOLLIN)
+        self._epoll.register(self._doorbell.fd, select.EPOLLIN | select.EPOLLET)  # silenced when it has been thought about
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
         if self._guardian is not None:
             if not self._guardian.wait_ready(START_TIMEOUT_S):
@@ -159,12 +157,10 @@ class Loop:
         wait_ns = self._next_ns() - time.monotonic_ns()
         ready = {fd for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS)}
         if self._doorbell.fd in ready:
-            ready.remove(self._doorbell.fd)
-            self._answer_the_door()
-            if not ready:
-                return
-        if self._think_due_ns:
-            self._think_due_ns = 0
+            self._wake_the_deaf()
+            # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
+            ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
+            self._doorbell.silence()
             self._feed(Counters(self._ledger.readings()))
         if self._mailbox.fd in ready:
             self._read_mail()
@@ -174,23 +170,18 @@ class Loop:
             self._guardian_spoke()
         self._timers(time.monotonic_ns())
 
-    def _answer_the_door(self) -> None:
-        """Wake every GPU one of whose watches rang."""
+    def _wake_the_deaf(self) -> None:
+        """Wake the GPUs whose watches rang and whose actuators do not hear it by themselves."""
         is_armed = self._ledger.counters.is_armed
         for slots, wake in self._ready_wakes:
-            for slot in slots:
-                if not is_armed(slot):
-                    self._actuators[wake.gpu].wake(wake.seq)
-                    self._handed_over.add((wake.gpu, wake.seq))
-                    break
-        self._ready_wakes = ()
-        self._doorbell.silence()
-        self._think_due_ns = time.monotonic_ns() + THINK_AFTER_NS
+            actuator = self._actuators[wake.gpu]
+            if not actuator.listens and not all(map(is_armed, slots)):
+                actuator.wake(wake.seq)
 
     def _next_ns(self) -> int:
         due = [self._deadline_ns, self._sample_due_ns, *(at for _, at in self._calls_due())]
         due += [at for at, _ in self._wanted]
-        due += [at for at in (self._guardian_due_ns, self._stop_by_ns, self._think_due_ns) if at]
+        due += [at for at in (self._guardian_due_ns, self._stop_by_ns) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
         return min(due)
@@ -229,14 +220,13 @@ class Loop:
             now_ns = time.monotonic_ns()
             step = governor.step(self._state, self._seen.popleft(), now_ns, self._policy)
             for action in step.actions:
-                if isinstance(action, Wake) and (action.gpu, action.seq) not in self._handed_over:
+                if isinstance(action, Wake):
                     self._actuators[action.gpu].wake(action.seq)
             before, self._state, self._deadline_ns = self._state, step.state, step.deadline_ns
             for action in step.actions:
                 self._do(action)
             if step.state is not before:
                 self._note_states(now_ns)
-        self._handed_over.clear()
         self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)
 
     def _note_states(self, now_ns: int) -> None:

@@ -40,6 +40,7 @@ from memscaler.gpu.journal import Journal
 from memscaler.gpu.reports import ActuatorPolicy
 from memscaler.gpu.restore import restore
 from memscaler.kernel import attachment
+from memscaler.kernel.doorbell import Door
 from memscaler.kernel.ledger import Ledger, own_namespace
 from memscaler.kernel.listeners import processes_on
 from memscaler.kernel.sock_diag import SockDiag
@@ -118,7 +119,14 @@ def _compose(  # noqa: PLR0913  # the one place that knows every part
     recorder = Recorder(facts, log)
     actuator_policy = ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run)
     actuators = {
-        uuid: Actuator(each.device, each.choice.levers, journal, mailbox.put, actuator_policy)
+        uuid: Actuator(
+            each.device,
+            each.choice.levers,
+            journal,
+            mailbox.put,
+            actuator_policy,
+            Door(ledger.attachment.fds["doorbell"], ledger.counters, policy.gpus[uuid].watches),
+        )
         for uuid, each in governed.items()
     }
     if settings.metrics is not None:

@@ -6,7 +6,8 @@ Order of things, which is what keeps a GPU from staying parked:
     wake   driver call -> WOKEN -> journal released -> read back until up, else NO_EFFECT and journal again
 
 `_owed` holds what is to be undone. It is set before a lever is applied and cleared only after its undo reported
-success. A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and
+success. `_parked` says that the park took effect as far as the driver tells; from then on the thread listens to the
+doorbell itself and wakes its GPU without being told, under the number that the main loop's order will have. A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and
 when the call does return, the newest wake comes first. There are never two threads in the driver for one GPU.
 """
 
@@ -25,7 +26,7 @@ from memscaler.gpu import mailbox
 from memscaler.gpu.inventory import Device
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.levers import DryRunLever, Lever, recall
-from memscaler.gpu.mailbox import Mailbox
+from memscaler.gpu.mailbox import Door, Mailbox
 from memscaler.gpu.reports import ActuatorPolicy, Note, Report, Sample, WakeTiming
 
 Value = TypeVar("Value")
@@ -60,6 +61,7 @@ class Actuator:
         journal: Journal,
         report: Callable[[Report], None],
         policy: ActuatorPolicy | None = None,
+        door: Door | None = None,
     ) -> None:
         self.gpu = device.identity.uuid
         self._device = device
@@ -71,9 +73,12 @@ class Actuator:
             self._levers = tuple(
                 DryRunLever(lever, lambda text: self._note("lever.pretended", text)) for lever in levers
             )
+        self._door = door
         self._mail = Mailbox()
         self._next = 0  # index of the lever that the next park uses
         self._owed: Lever | None = self._left_behind()
+        self._parked = False
+        self._woken_seq = -1  # of the last wake that was carried out
         self._unproven: Lever | None = None  # undone, but the clocks were not seen to rise yet
         self._switched_ns: int | None = None
         self._used_bytes: int | None = None  # of the GPU's memory, at the last park
@@ -115,6 +120,11 @@ class Actuator:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def listens(self) -> bool:
+        """True if the thread hears the doorbell by itself and needs no telling."""
+        return self._parked and self._door is not None
+
     def overdue(self, now_ns: int) -> str | None:
         """The driver call that has not returned by its deadline."""
         call = self._call
@@ -130,6 +140,8 @@ class Actuator:
     def _run(self) -> None:
         while True:
             try:
+                if self._rang():
+                    self._obey(mailbox.WAKE, self._seq + 1)
                 order = self._mail.take()
                 if order is None:
                     self._mail.wait()
@@ -144,8 +156,9 @@ class Actuator:
 
     def _obey(self, kind: str, seq: int) -> None:
         if kind is mailbox.WAKE:
-            self._seq = seq
-            self._wake(seq)
+            if seq != self._woken_seq:  # else the doorbell was faster than the order
+                self._seq = self._woken_seq = seq
+                self._wake(seq)
         elif kind is mailbox.PARK:
             self._seq = seq
             self._park()
@@ -154,7 +167,7 @@ class Actuator:
 
     def _sample(self) -> None:
         try:
-            reading = self._read("reading", lambda: self._device.reading_unless(self._mail.is_urgent))
+            reading = self._read("reading", lambda: self._device.reading_unless(self._is_urgent))
             if reading is None:
                 self._mail.post(mailbox.SAMPLE)  # after what is urgent
             else:
@@ -164,7 +177,15 @@ class Actuator:
 
     # ---- wake -----------------------------------------------------------------------------------------------------
 
+    def _rang(self) -> bool:
+        """True if a connection came while this GPU is parked."""
+        return self._parked and self._mail.rang()
+
+    def _is_urgent(self) -> bool:
+        return self._mail.is_urgent() or self._rang()
+
     def _wake(self, seq: int) -> None:
+        self._parked = False
         lever = self._owed or self._unproven
         if lever is None:
             self._answer(Outcome.WOKEN)
@@ -185,6 +206,7 @@ class Actuator:
         self._answer(Outcome.WOKEN)
         self._switched_ns = end_ns
         self._owed, self._unproven = None, lever
+        self._mail.stop_listening()
         self._release()
         self._prove_awake(lever)
 
@@ -267,6 +289,9 @@ class Actuator:
             return
         if not self._call_driver(lever):
             return
+        if self._door is not None:
+            self._mail.listen(self._door)
+        self._parked = True
         self._switched_ns = monotonic_ns()
         self._answer(Outcome.APPLIED, lever.describe())
         self._used_bytes = self._read("memory", self._device.memory_used_bytes)
@@ -279,7 +304,7 @@ class Actuator:
     def _call_driver(self, lever: Lever) -> bool:
         """Apply the lever; try again on unknown errors. False if a wake came first."""
         for attempt in range(self._policy.attempts):
-            if self._mail.is_urgent():
+            if self._is_urgent():
                 if attempt == 0:
                     self._disown()
                 return False
@@ -316,7 +341,7 @@ class Actuator:
         end_ns = monotonic_ns() + int(self._policy.settle_timeout_s * 1e9)
         pause_s = FIRST_POLL_S
         self._mail.wait(first_look_s)
-        while not self._mail.is_urgent():
+        while not self._is_urgent():
             left_s = (end_ns - monotonic_ns()) / 1e9
             try:
                 if self._read("read-back", reached):

@@ -1,15 +1,27 @@
-"""The orders waiting for one actuator: at most one of each kind, the newest, taken by urgency.
+"""The orders waiting for one actuator: at most one of each kind, the newest, taken by urgency; and the doorbell.
 
-The main loop posts without ever blocking. The bell is a bare lock, released by the poster: of the ways to wake a
-thread in CPython it is the one with the least Python between `post` and the woken thread.
+The main loop posts without ever blocking. The actuator's thread sleeps until something is posted or the doorbell rings:
+a ring must not go through another thread first, because each hand-over costs a wake-up of a sleeping CPU.
 """
 
 from __future__ import annotations
 
-import threading
+import os
+import select
+from typing import Protocol
 
 WAKE, CLOSE, PARK, SAMPLE = "wake", "close", "park", "sample"
 _BY_URGENCY = (WAKE, CLOSE, PARK, SAMPLE)
+
+
+class Door(Protocol):
+    """Whatever tells of connections to a parked GPU. `fd` becomes readable when any door of the machine rings."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def rang(self) -> bool:
+        """True if it was this GPU's."""
 
 
 class Mailbox:
@@ -17,16 +29,20 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._pending: dict[str, int] = {}
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._door: Door | None = None
+
+    def close(self) -> None:
+        """Nobody may post or wait any more."""
+        self._epoll.close()
+        os.close(self._bell)
 
     def post(self, kind: str, seq: int = 0) -> None:
         """Leave an order, in place of an older one of its kind."""
         self._pending[kind] = seq
-        try:  # noqa: SIM105  # suppress() would cost more than the whole method
-            self._bell.release()
-        except RuntimeError:  # it rings already
-            pass
+        os.eventfd_write(self._bell, 1)
 
     def withdraw(self, kind: str) -> None:
         self._pending.pop(kind, None)
@@ -43,6 +59,23 @@ class Mailbox:
         """True if something waits that ends any settling."""
         return WAKE in self._pending or CLOSE in self._pending
 
+    def listen(self, door: Door) -> None:
+        """Let its rings end `wait`. The kernel wakes whoever began to listen last first, and that is to be this thread."""
+        self._epoll.register(door.fd, select.EPOLLIN | select.EPOLLET)  # by its edge: the main loop silences it
+        self._door = door
+
+    def stop_listening(self) -> None:
+        """What rings now is not for us."""
+        if self._door is not None:
+            self._epoll.unregister(self._door.fd)
+            self._door = None
+
+    def rang(self) -> bool:
+        """True if the door that is listened to rang."""
+        return self._door is not None and self._door.rang()
+
     def wait(self, timeout_s: float = -1) -> None:
-        """Sleep until something is posted, or for `timeout_s`. May return early; look before waiting again."""
-        self._bell.acquire(timeout=timeout_s)
+        """Sleep until something is posted or rings, or for `timeout_s`. May return early; look before waiting again."""
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == self._bell:
+                os.eventfd_read(self._bell)
