@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -47,7 +48,7 @@ class Governor:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY)
 
-    @property
+    @functools.cached_property
     def driver(self) -> SimulatedDriver:
         return SimulatedDriver.attach(self.runtime_dir / "simulator" / "state")
 

@@ -25,6 +25,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     PARKING    failed                                 WAKING     Wake, Alarm (never parked again)
     PARKING  * something live, or a doorbell rang     WAKING     Wake
     PARKED   * something live, or a doorbell rang     WAKING     Wake
+    PARKED     an earlier wake had no effect          WAKING     Wake, Alarm (never parked again)
     PARKED     look is due                            PARKED     Look
     PARKED     survey: quiet                          PARKED     (look again in parked_look)
     PARKED     no answer in time                      WAKING     Wake

@@ -1,0 +1,214 @@
+"""The energy account: nothing invented, nothing lost, and no saving beyond what was measured."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memscaler.core.energy import GAP_NS, Account, observe_reading, observe_state, open_account
+from memscaler.core.model import SECOND_NS, Public
+from memscaler.core.snapshot import GpuReading
+
+START_NS = 5 * SECOND_NS
+FIGURES = st.one_of(st.none(), st.floats(0, 500), st.sampled_from([-1.0, float("nan"), float("inf")]))
+READINGS = st.builds(
+    GpuReading,
+    at_ns=st.integers(-SECOND_NS, 100 * SECOND_NS),
+    power_w=FIGURES,
+    energy_j=st.one_of(st.none(), st.floats(0, 1e6), st.just(float("nan"))),
+    utilization_ratio=st.sampled_from([None, 0.0, 0.0, 0.5]),
+)
+EVENTS = st.lists(
+    st.one_of(READINGS, st.tuples(st.sampled_from(Public), st.integers(-SECOND_NS, 100 * SECOND_NS))), max_size=40
+)
+
+
+def reading(at_s: float, power_w: float | None = None, energy_j: float | None = None, busy: float = 0.0) -> GpuReading:
+    return GpuReading(START_NS + round(at_s * SECOND_NS), power_w, energy_j, utilization_ratio=busy)
+
+
+def at(seconds: float) -> int:
+    return START_NS + round(seconds * SECOND_NS)
+
+
+def parked_at_80_w(with_counter: bool = False) -> Account:
+    """A GPU that drew 80 W while cooling, parked 30 s after the account was opened."""
+    account = open_account(Public.COOLING, START_NS)
+    for at_s in (0, 15, 30):
+        account = observe_reading(account, reading(at_s, 80.0, 80.0 * at_s if with_counter else None))
+    account = observe_state(account, Public.PARKED, at(30))
+    return observe_reading(account, reading(30, 18.0, 2400.0 if with_counter else None))
+
+
+def replay(events: list[GpuReading | tuple[Public, int]]) -> list[Account]:
+    """Every account on the way; the times of the events are offsets from the time before."""
+    accounts = [open_account(Public.COOLING, START_NS)]
+    for event in events:
+        account = accounts[-1]
+        if isinstance(event, GpuReading):
+            moved = GpuReading(
+                account.at_ns + event.at_ns, event.power_w, event.energy_j, utilization_ratio=event.utilization_ratio
+            )
+            accounts.append(observe_reading(account, moved))
+        else:
+            accounts.append(observe_state(account, event[0], account.at_ns + event[1]))
+    return accounts
+
+
+@given(EVENTS)
+def test_seconds_add_up(events: list[GpuReading | tuple[Public, int]]) -> None:
+    """The seconds of all states are the time that passed, to the nanosecond; the unknown ones are among them."""
+    for account in replay(events):
+        assert sum(account.state_ns.values()) == account.at_ns - START_NS
+        assert 0 <= account.unknown_ns + sum(account.unsampled_ns.values()) <= account.at_ns - START_NS
+        assert sum(account.state_s.values()) == pytest.approx((account.at_ns - START_NS) / SECOND_NS)
+
+
+@given(EVENTS)
+def test_joules_add_up_and_never_fall(events: list[GpuReading | tuple[Public, int]]) -> None:
+    """The joules of all states are the joules spent; no figure that becomes a counter ever falls."""
+    accounts = replay(events)
+    for account in accounts:
+        assert sum(account.state_energy_j.values()) == pytest.approx(account.energy_j or 0.0)
+        assert (account.energy_j is None) == (account.source == "")
+    for before, after in pairwise(accounts):
+        assert (after.energy_j or 0.0) >= (before.energy_j or 0.0)
+        assert after.saved_j >= before.saved_j
+        assert after.unknown_ns >= before.unknown_ns
+        assert all(after.state_energy_j[state] >= joules for state, joules in before.state_energy_j.items())
+        assert all(after.state_ns[state] >= spent_ns for state, spent_ns in before.state_ns.items())
+
+
+@given(EVENTS)
+def test_no_saving_beyond_the_baseline(events: list[GpuReading | tuple[Public, int]]) -> None:
+    """No park saves more than its baseline for as long as it lasted, and one without a baseline saves nothing."""
+    most_j = 0.0
+    accounts = replay(events)
+    for before, after in pairwise(accounts):
+        passed_ns = after.state_ns["parked"] - before.state_ns["parked"]
+        most_j += (before.baseline_w or 0.0) * passed_ns / SECOND_NS
+        slack_j = 1e-9 * (most_j + (after.energy_j or 0.0) + 1.0)
+        assert 0.0 <= after.saved_j <= most_j + slack_j
+        assert after.net_saved_j <= after.saved_j + slack_j
+
+
+@given(st.integers(2, 20), st.floats(0, 400), st.floats(0.1, 59.0))
+def test_constant_power_is_integrated_exactly(samples: int, power_w: float, every_s: float) -> None:
+    """At constant power the integrated energy is power times time, however often it is sampled."""
+    account = open_account(Public.AWAKE, START_NS)
+    for index in range(samples):
+        account = observe_reading(account, reading(index * every_s, power_w))
+    assert account.source == "integrated"
+    assert account.energy_j == pytest.approx(power_w * every_s * (samples - 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("with_counter", [True, False])
+def test_a_park_saves_against_its_baseline(with_counter: bool) -> None:
+    """80 W before, 18 W while parked for 100 s: 6200 J saved, in the account and in the counter."""
+    account = parked_at_80_w(with_counter)
+    for at_s in (55, 105, 130):
+        account = observe_reading(account, reading(at_s, 18.0, 2400 + 18.0 * (at_s - 30) if with_counter else None))
+    assert account.source == ("counter" if with_counter else "integrated")
+    assert account.baseline_w == 80.0
+    assert account.net_saved_j == pytest.approx(6200)
+    assert account.saved_j == pytest.approx(6200)
+    assert account.state_energy_j["parked"] == pytest.approx(1800)
+    assert account.unknown_s == 0
+
+
+def test_a_park_that_costs_shows_as_such() -> None:
+    """A park that draws more than before makes the net saving negative; the counter stays where it was."""
+    account = parked_at_80_w()
+    account = observe_reading(account, reading(30, 90.0))
+    account = observe_reading(account, reading(40, 90.0))
+    assert account.net_saved_j == pytest.approx(-100)
+    assert account.saved_j == 0
+    account = observe_state(account, Public.AWAKE, at(40))
+    account = observe_reading(account, reading(40, 80.0))
+    account = observe_state(account, Public.COOLING, at(40))
+    account = observe_reading(account, reading(40, 80.0))
+    account = observe_state(account, Public.PARKED, at(40))
+    account = observe_reading(account, reading(40, 20.0))
+    account = observe_reading(account, reading(50, 20.0))
+    assert account.net_saved_j == pytest.approx(500)
+    assert account.saved_j == pytest.approx(600)
+
+
+def test_the_baseline_is_the_middle_of_the_last_quiet_readings() -> None:
+    """One odd reading does not make the baseline, busy ones do not count, and older ones are forgotten."""
+    account = open_account(Public.COOLING, START_NS)
+    for at_s, power_w, busy in ((0, 300.0, 0.0), (1, 81.0, 0.0), (2, 250.0, 0.9), (3, 18.0, 0.0), (4, 80.0, 0.0)):
+        account = observe_reading(account, reading(at_s, power_w, busy=busy))
+    assert observe_state(account, Public.PARKED, at(5)).baseline_w == 80.0
+    awake = observe_state(account, Public.AWAKE, at(5))
+    cooling = observe_state(awake, Public.COOLING, at(6))
+    assert observe_state(cooling, Public.PARKED, at(7)).baseline_w is None
+    assert observe_state(awake, Public.PARKED, at(7)).baseline_w is None
+
+
+def test_no_baseline_claims_nothing() -> None:
+    """A park without a quiet reading before it has no baseline and saves nothing that we know."""
+    account = observe_state(open_account(Public.COOLING, START_NS), Public.PARKED, at(1))
+    account = observe_reading(account, reading(1, 18.0))
+    account = observe_reading(account, reading(11, 18.0))
+    assert (account.baseline_w, account.saved_j, account.net_saved_j) == (None, 0.0, 0.0)
+
+
+def test_a_long_gap_is_unknown_without_a_counter() -> None:
+    """A gap beyond the limit is not integrated; a counter bridges it."""
+    gap_s = GAP_NS / SECOND_NS + 1
+    account = observe_reading(open_account(Public.AWAKE, START_NS), reading(0, 100.0))
+    account = observe_reading(account, reading(gap_s, 100.0))
+    assert account.energy_j is None
+    assert account.unknown_s == pytest.approx(gap_s)
+    account = observe_reading(open_account(Public.AWAKE, START_NS), reading(0, 100.0, 10.0))
+    account = observe_reading(account, reading(gap_s, 100.0, 5010.0))
+    assert account.energy_j == pytest.approx(5000)
+    assert account.unknown_s == 0
+
+
+def test_a_counter_that_goes_backwards() -> None:
+    """After a driver reload the power readings fill in; without them the interval is unknown; then it counts on."""
+    account = observe_reading(open_account(Public.AWAKE, START_NS), reading(0, 100.0, 9000.0))
+    account = observe_reading(account, reading(10, 100.0, 5.0))
+    assert account.energy_j == pytest.approx(1000)
+    assert account.source == "integrated"
+    account = observe_reading(account, reading(20, None, 1005.0))
+    assert account.energy_j == pytest.approx(2000)
+    assert account.source == "counter"
+    account = observe_reading(account, reading(30, None, 1.0))
+    assert account.energy_j == pytest.approx(2000)
+    assert account.unknown_s == pytest.approx(10)
+
+
+def test_a_failed_reading_does_not_break_the_counter() -> None:
+    """A sample that tells nothing is skipped: the next one continues from the last that told something."""
+    account = observe_reading(open_account(Public.AWAKE, START_NS), reading(0, None, 100.0))
+    account = observe_reading(account, reading(10))
+    account = observe_reading(account, reading(20, None, 900.0))
+    assert account.energy_j == pytest.approx(800)
+
+
+def test_time_never_runs_backwards() -> None:
+    """A state or a reading older than the account takes no time away."""
+    account = observe_state(open_account(Public.AWAKE, START_NS), Public.COOLING, at(10))
+    account = observe_state(account, Public.AWAKE, at(4))
+    account = observe_reading(account, reading(3, 50.0))
+    assert account.at_ns == at(10)
+    assert account.last is not None
+    assert account.last.at_ns == at(10)
+    assert account.state is Public.AWAKE
+
+
+def test_a_second_park_does_not_borrow_the_first_ones_time() -> None:
+    """Parked time that no reading has closed is not claimed with the next park's baseline."""
+    account = parked_at_80_w()
+    account = observe_state(account, Public.COOLING, at(40))
+    account = observe_state(account, Public.PARKED, at(50))
+    assert account.baseline_w is None
+    account = observe_reading(account, reading(60, 18.0))
+    assert account.saved_j == 0
+    assert account.state_energy_j["parked"] == pytest.approx(18.0 * 20)

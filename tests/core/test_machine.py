@@ -1,0 +1,267 @@
+"""Hypothesis drives the governor through everything that can happen, in any order."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from memscaler.core.model import Counters, Doubt, GpuPolicy, Hold, Outcome, Park, Phase, Policy, Stop, Unhold
+from tests.core.world import World
+
+LIKELY_PARK = (Outcome.APPLIED, Outcome.APPLIED, Outcome.VERIFIED, Outcome.BUSY, Outcome.NOTHING_TO_GAIN)
+LIKELY_WAKE = (Outcome.WOKEN, Outcome.WOKEN, Outcome.WOKEN, Outcome.FAILED)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    slots = draw(st.integers(1, 4))
+    gpus = {
+        f"gpu{index}": GpuPolicy(
+            draw(st.frozensets(st.integers(0, slots - 1), min_size=1)),
+            draw(st.integers(1, 20)),
+            draw(st.integers(0, 40)),
+        )
+        for index in range(draw(st.integers(1, 3)))
+    }
+    return Policy(
+        gpus, draw(st.integers(1, 60)), draw(st.integers(1, 20)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    )
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of events; the world checks the promises after each."""
+
+    world: World
+
+    @initialize(policy=policies())
+    def start(self, policy: Policy) -> None:
+        self.world = World(policy)
+        self.world.look_at_counters()
+
+    def gpu(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.world.boards)), label="gpu")
+
+    def slot(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.world.watches)), label="slot")
+
+    # ---- connections ----------------------------------------------------------------------------------------------
+
+    @rule(data=st.data(), lost=st.sampled_from([False, False, False, True]))
+    def open(self, data: st.DataObject, lost: bool) -> None:
+        self.world.open(self.slot(data), lost=lost)
+
+    @precondition(lambda self: any(watch.ledger for watch in self.world.watches.values()))
+    @rule(data=st.data(), lost=st.sampled_from([False, False, False, True]))
+    def close(self, data: st.DataObject, lost: bool) -> None:
+        slots = [slot for slot, watch in self.world.watches.items() if watch.ledger]
+        self.world.close(data.draw(st.sampled_from(slots), label="slot"), lost=lost)
+
+    @precondition(lambda self: any(watch.rings for watch in self.world.watches.values()))
+    @rule(data=st.data(), lost=st.sampled_from([False, False, True]))
+    def doorbell(self, data: st.DataObject, lost: bool) -> None:
+        slots = [slot for slot, watch in self.world.watches.items() if watch.rings]
+        slot = data.draw(st.sampled_from(slots), label="slot")
+        (self.world.lose_ring if lost else self.world.ring)(slot)
+
+    @rule(data=st.data())
+    def unreadable(self, data: st.DataObject) -> None:
+        self.world.look_at_counters(self.slot(data))
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    @rule(by_ns=st.integers(0, 100))
+    def stall(self, by_ns: int) -> None:
+        self.world.now_ns += by_ns
+
+    @rule()
+    def deadline(self) -> None:
+        self.world.now_ns = max(self.world.now_ns, self.world.deadline_ns)
+        self.world.look_at_counters()
+
+    @rule(by_ns=st.integers(1, 60))
+    def a_good_while(self, by_ns: int) -> None:
+        self.world.run_well(self.world.now_ns + by_ns)
+
+    @rule(data=st.data(), phase=st.sampled_from([Phase.ARMING, Phase.PARKING, Phase.PARKED, Phase.WAKING]))
+    def toward(self, data: st.DataObject, phase: Phase) -> None:
+        """Most that can go wrong goes wrong around a park."""
+        self.world.run_toward(self.gpu(data), phase)
+
+    # ---- answers --------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.surveys)
+    @rule(data=st.data())
+    def further_survey(self, data: st.DataObject) -> None:
+        self.world.further_survey(data.draw(st.sampled_from(self.world.surveys), label="survey"))
+
+    @precondition(lambda self: self.world.surveys)
+    @rule(told=st.booleans())
+    def survey_fails(self, told: bool) -> None:
+        survey = self.world.surveys.pop(0)
+        if told:
+            self.world.tell(Doubt("survey failed", survey.asked.gpu))
+
+    @precondition(lambda self: self.world.reconciles)
+    @rule(fails=st.booleans())
+    def reconcile(self, fails: bool) -> None:
+        if fails:
+            self.world.reconciles -= 1
+            self.world.tell(Doubt("reconcile failed"))
+        else:
+            self.world.reconcile()
+
+    @precondition(lambda self: any(board.queue for board in self.world.boards.values()))
+    @rule(data=st.data(), odd=st.integers(0, 5), in_vain=st.sampled_from([False] * 5 + [True]))
+    def act(self, data: st.DataObject, odd: int, in_vain: bool) -> None:
+        busy = [uuid for uuid, board in self.world.boards.items() if board.queue]
+        uuid = data.draw(st.sampled_from(busy), label="gpu")
+        likely = LIKELY_PARK if isinstance(self.world.boards[uuid].queue[0], Park) else LIKELY_WAKE
+        outcome = data.draw(st.sampled_from(likely if odd else tuple(Outcome)), label="outcome")
+        self.world.act(uuid, outcome, in_vain=in_vain)
+
+    @precondition(lambda self: any(board.unverified is not None for board in self.world.boards.values()))
+    @rule(data=st.data())
+    def verify(self, data: st.DataObject) -> None:
+        waiting = [uuid for uuid, board in self.world.boards.items() if board.unverified is not None]
+        outcome = data.draw(st.sampled_from([Outcome.VERIFIED, Outcome.VERIFIED, Outcome.NEXT_LEVER, Outcome.FAILED]))
+        self.world.verify(data.draw(st.sampled_from(waiting), label="gpu"), outcome)
+
+    @precondition(lambda self: any(board.replies for board in self.world.boards.values()))
+    @rule(data=st.data())
+    def reply(self, data: st.DataObject) -> None:
+        waiting = [uuid for uuid, board in self.world.boards.items() if board.replies]
+        self.world.reply(data.draw(st.sampled_from(waiting), label="gpu"))
+
+    # ---- people ---------------------------------------------------------------------------------------------------
+
+    @rule(data=st.data(), owner=st.sampled_from("xy"), for_ns=st.integers(-3, 40))
+    def hold(self, data: st.DataObject, owner: str, for_ns: int) -> None:
+        self.world.tell(Hold(self.gpu(data), owner, self.world.now_ns + for_ns))
+
+    @rule(data=st.data(), owner=st.sampled_from("xy"))
+    def unhold(self, data: st.DataObject, owner: str) -> None:
+        self.world.tell(Unhold(self.gpu(data), owner))
+
+    @rule(data=st.data(), everywhere=st.booleans(), often=st.integers(0, 3))
+    def doubt(self, data: st.DataObject, everywhere: bool, often: int) -> None:
+        assume(not often)
+        self.world.tell(Doubt("overflow", None if everywhere else self.gpu(data)))
+
+    @rule(often=st.integers(0, 19))
+    def stop(self, often: int) -> None:
+        assume(not often)
+        self.world.tell(Stop())
+
+    def teardown(self) -> None:
+        """Whatever happened: once the world is calm, what may park parks, and the rest is at full speed."""
+        if hasattr(self, "world"):
+            self.world.run_well(self.world.calm_down())
+            self.world.check_rest()
+
+
+TestMachine = pytest.mark.timeout(600)(Machine.TestCase)
+TestMachine.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def quiet_world(**policy: int) -> World:
+    world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=10)}, **policy))
+    world.look_at_counters()
+    return world
+
+
+def phase(world: World) -> Phase:
+    return world.state.gpus["a"].phase
+
+
+def test_parks_exactly_when_the_idle_time_is_over() -> None:
+    """With prompt levers, a GPU parks idle_after after its last activity, not a nanosecond earlier or later."""
+    world = quiet_world()
+    world.now_ns += 3
+    world.open(0, lost=False)
+    world.now_ns += 4
+    world.close(0, lost=False)
+    last_ns = world.now_ns
+    world.run_well(last_ns + 9)
+    assert (phase(world), world.state.gpus["a"].since_ns) == (Phase.COOLING, last_ns)
+    world.run_well(last_ns + 10)
+    assert phase(world) is Phase.PARKED
+
+
+def test_sleeps_while_parked() -> None:
+    """A parked GPU in a quiet world costs one step per look and one per reconciliation, and nothing else."""
+    world = quiet_world(parked_look_ns=1000, reconcile_every_ns=10_000)
+    world.run_well(world.now_ns + 20)
+    start_ns, steps = world.now_ns, 0
+    while world.now_ns < start_ns + 10_000:
+        world.now_ns = world.deadline_ns
+        world.look_at_counters()
+        world.work_off()
+        steps += 1
+    assert steps <= 12
+
+
+def test_a_failing_reconciliation_is_no_busy_loop() -> None:
+    """A doubt raised by a failed reconciliation does not at once ask for another one."""
+    world = quiet_world(survey_timeout_ns=5)
+    world.tell(Doubt("overflow"))
+    assert world.reconciles == 1
+    for _ in range(20):
+        world.tell(Doubt("reconcile failed"))
+    assert world.reconciles == 1
+    assert world.deadline_ns <= world.now_ns + 5
+    world.now_ns += 5
+    world.feed(Counters(world.read(world.watches)))
+    assert world.reconciles == 2
+
+
+def test_an_unanswered_park_counts_for_the_dwell() -> None:
+    """A park that takes effect although its wake was on the way already is one: the dwell counts from that wake."""
+    world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=10, min_dwell_ns=100)}))
+    world.look_at_counters()
+    world.run_toward("a", Phase.PARKING)
+    world.act("a", Outcome.APPLIED)
+    world.tell(Doubt("overflow"))
+    world.run_toward("a", Phase.AWAKE)
+    woken_ns = world.now_ns
+    world.run_well(woken_ns + 99)
+    assert phase(world) is Phase.COOLING
+    world.run_well(woken_ns + 100)
+    assert phase(world) is Phase.PARKED
+
+
+def test_an_open_overtakes_the_survey() -> None:
+    """A doorbell that arrives before an older quiet survey does not let the GPU park under the connection."""
+    world = quiet_world()
+    world.run_toward("a", Phase.ARMING)
+    (survey,) = world.surveys
+    world.further_survey(survey)
+    world.further_survey(survey)
+    world.open(0, lost=False)
+    world.ring(0)
+    world.further_survey(survey)
+    assert phase(world) is Phase.AWAKE
+    assert not world.boards["a"].queue
+
+
+def test_wakes_in_vain_are_paced() -> None:
+    """A driver that reports success without effect is asked for ever, with pauses that grow up to the limit."""
+    world = quiet_world(wake_retry_ns=3)
+    world.run_toward("a", Phase.PARKED)
+    world.tell(Doubt("overflow"))
+    asked_ns = []
+    for _ in range(12):
+        asked_ns.append(world.now_ns)
+        world.act("a", Outcome.WOKEN, in_vain=True)
+        world.reply("a")
+        world.reply("a")
+        while not world.boards["a"].queue:
+            world.now_ns = max(world.now_ns, world.deadline_ns)
+            world.look_at_counters()
+    pauses_ns = [after - before for before, after in pairwise(asked_ns)]
+    assert pauses_ns == [0, 6, 12, 24, 48, 96, 96, 96, 96, 96, 96]
