@@ -39,8 +39,8 @@ class Governor:
 
     def __init__(self, runtime_dir: Path, boards: str, *arguments: str, python: str = sys.executable, prefix: tuple[str, ...] = ()) -> None:
         self.runtime_dir = runtime_dir
-        self.log_path = runtime_dir / "log"
         runtime_dir.mkdir(parents=True, exist_ok=True)
+        self.log_path = runtime_dir / f"log-{time.monotonic_ns()}"
         command = [*prefix, python, "-m", "memscaler", "run", "--simulate", boards, "--runtime-dir", str(runtime_dir)]
         command += ["--log-format", "json", *arguments]
         if "--metrics" not in arguments:

@@ -182,7 +182,7 @@ class Actuator:
         return self._parked and self._mail.rang()
 
     def _is_urgent(self) -> bool:
-        return self._mail.is_urgent() or self._rang()
+        return self._mail.is_urgent(self._woken_seq) or self._rang()
 
     def _wake(self, seq: int) -> None:
         self._parked = False

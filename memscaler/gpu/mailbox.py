@@ -55,9 +55,9 @@ class Mailbox:
                 return kind, seq
         return None
 
-    def is_urgent(self) -> bool:
-        """True if something waits that ends any settling."""
-        return WAKE in self._pending or CLOSE in self._pending
+    def is_urgent(self, carried_out: int) -> bool:
+        """True if something waits that ends any settling: but not the order for a wake that is carried out already."""
+        return self._pending.get(WAKE, carried_out) != carried_out or CLOSE in self._pending
 
     def listen(self, door: Door) -> None:
         """Let its rings end `wait`. The kernel wakes whoever began to listen last first, and that is to be this thread."""

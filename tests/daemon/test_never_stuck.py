@@ -1,0 +1,188 @@
+"""However memscaler ends, nothing stays parked: killed at random moments, with its guardian, in a hung driver."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of
+
+pytestmark = pytest.mark.usefixtures("quick_settings")
+SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
+AWAKE_WITHIN_S = 0.2  # the promise
+SLACK_S = 1.0  # what a test allows on a shared machine; the worst is printed
+KILLS = int(os.environ.get("MEMSCALER_SOAK_KILLS", "12"))
+
+
+def kill_at_random(tmp_path: Path, rounds: int) -> list[float]:
+    """Kill -9 while two GPUs park and wake; seconds until both were awake, each time."""
+    took_s = []
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "100ms"]
+        for _ in range(rounds):
+            with governing(tmp_path, "a40,p40", *arguments) as governor:
+                boards = governor.driver.boards
+                end = time.monotonic() + random.uniform(0.1, 1.0)
+                while time.monotonic() < end:
+                    connect(server).close()
+                    server.accept()[0].close()
+                    time.sleep(random.uniform(0, 0.25))
+                governor.process.kill()
+                killed = time.monotonic()
+                governor.process.wait()
+                eventually(lambda: not any(board.locks for board in boards), within_s=SLACK_S, what="restore")
+                took_s.append(time.monotonic() - killed)
+                time.sleep(0.05)
+                assert not any(board.locks for board in boards), "parked again after the restore"
+    return took_s
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    """The guardian wakes every GPU, whenever the daemon is killed."""
+    took_s = sorted(kill_at_random(tmp_path, KILLS))
+    print(f"{KILLS} kills: awake after median {took_s[len(took_s) // 2] * 1e3:.0f} ms, at most {took_s[-1] * 1e3:.0f} ms")
+
+
+def test_guardian_killed_is_replaced_and_nothing_parks_meanwhile(tmp_path):
+    """Without a guardian the GPUs are held awake; with a new one they park again."""
+    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms") as governor:
+        board = governor.driver.boards[0]
+        for _ in range(3):
+            eventually(lambda: board.locks)
+            first = governor.guardian_pid
+            os.kill(first, signal.SIGKILL)
+            eventually(lambda: not board.locks, within_s=1)
+            eventually(lambda: governor.guardian_pid != first)
+            time.sleep(1.1)  # it is not started more often than once a second
+        eventually(lambda: board.locks)
+        governor.process.kill()
+        eventually(lambda: not board.locks, within_s=SLACK_S)
+
+
+def test_daemon_and_guardian_killed_together_leave_a_journal_for_restore(tmp_path):
+    """If both die at once, `memscaler restore` (ExecStopPost) and the next start wake the GPU."""
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms"]
+        for by_hand in (True, False):
+            with governing(tmp_path, "a40", *arguments) as governor:
+                board = governor.driver.boards[0]
+                eventually(lambda: board.locks)
+                for pid in (governor.guardian_pid, governor.pid):
+                    os.kill(pid, signal.SIGSTOP)
+                for pid in (governor.guardian_pid, governor.pid):
+                    os.kill(pid, signal.SIGKILL)
+                governor.process.wait()
+                time.sleep(0.3)
+                assert board.locks, "then who woke it?"
+                if by_hand:
+                    restored = memscaler("restore", "--simulate", "a40", "--runtime-dir", str(tmp_path))
+                    assert restored.returncode == 0, restored.stderr
+                else:
+                    again = Governor(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0")
+                    again.wait_started()
+                    assert again.events("gpu.restored")
+                    assert again.stop() == 0
+                assert not board.locks
+                assert not list((tmp_path / "journal").glob("GPU-*"))
+
+
+def test_loader_killed_is_one_line_and_leaves_nothing(tmp_path):
+    """A loader that dies ends the start with one line, a hint and a status; no process is left."""
+    governor = Governor(tmp_path, "a40", "--port", "1:gpu0")
+    loader = eventually(lambda: child(governor.pid, "loader.py"))
+    os.kill(loader, signal.SIGKILL)
+    assert governor.process.wait(30) == 69
+    log = governor.log_path.read_text()
+    assert "loader" in log
+    assert "Traceback" not in log
+    assert not governor.driver.boards[0].locks
+
+
+def test_hung_driver_on_one_gpu_touches_no_other(tmp_path):
+    """A driver call that never returns wedges its GPU only: the other one goes on, and the end is in time."""
+    with listener() as server, governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor:
+        sick, well = governor.driver.boards
+        eventually(lambda: sick.locks and well.locks)
+        sick.inject(RESET, hang=True)
+        connect(server).close()
+        server.accept()[0].close()
+        eventually(lambda: not well.locks, within_s=1)
+        eventually(lambda: [event for event in governor.events("gpu.alarmed") if event["gpu"] == "gpu0"], within_s=10)
+        eventually(lambda: well.locks)
+        started = time.monotonic()
+        governor.process.send_signal(signal.SIGTERM)
+        governor.process.wait(10)
+        assert time.monotonic() - started < 3
+        assert not well.locks
+        assert governor.process.returncode == 1
+        sick.clear_faults()  # the driver comes back to its senses: the guardian is still trying
+        eventually(lambda: not sick.locks, within_s=40)
+
+
+def test_wake_without_effect_is_retried_for_ever_and_never_parked_again(tmp_path):
+    """The driver says success and does nothing: alarm, wake again until it works, and leave that GPU alone."""
+    config = tmp_path / "config.toml"
+    config.write_text('settle_timeout = "300ms"\n')
+    with listener() as server, governing(tmp_path / "run", "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--config", str(config)) as governor:
+        board = governor.driver.boards[0]
+        eventually(lambda: board.memory_clock_mhz == 405)
+        board.inject(RESET, ignore=True)
+        connect(server).close()
+        server.accept()[0].close()
+        eventually(lambda: len(governor.driver.call_log([RESET])) >= 4)
+        assert governor.events("gpu.alarmed")
+        board.clear_faults()
+        eventually(lambda: not board.locks)
+        time.sleep(1)
+        assert not board.locks
+        assert "unmanaged" in str(governor.events("gpu.changed_state")[-1])
+
+
+def test_park_without_effect_is_undone(tmp_path):
+    """A lock that is accepted but ignored is reset, and the GPU is left at full speed with the reason."""
+    config = tmp_path / "config.toml"
+    config.write_text('settle_timeout = "300ms"\nlever = "memory-clock"\n')
+    with listener() as server, governing(tmp_path / "run", "a40", "--port", "1:gpu0") as prepared:
+        prepared.driver.boards[0].inject(SET, ignore=True)
+        prepared.stop()
+        with governing(tmp_path / "run", "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--config", str(config)) as governor:
+            eventually(lambda: "unmanaged" in str(governor.events("gpu.changed_state")))
+            assert governor.driver.call_log([RESET])
+            assert "nothing moved" in str(governor.events("gpu.alarmed"))
+
+
+def test_lost_gpu_drops_that_gpu_only(tmp_path):
+    """One GPU falls off the bus while parked; the other parks and wakes as before."""
+    with listener() as server, governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor:
+        lost, well = governor.driver.boards
+        eventually(lambda: lost.locks and well.locks)
+        lost.lose()
+        connect(server).close()
+        server.accept()[0].close()
+        eventually(lambda: not well.locks, within_s=1)
+        eventually(lambda: well.locks)
+        eventually(lambda: "unmanaged" in str(governor.events("gpu.changed_state")))
+        lost.restore()
+        eventually(lambda: not lost.locks)
+
+
+def memscaler(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "memscaler", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def child(pid: int, word: str) -> int | None:
+    """A child process of `pid` with this word in its command line."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(stat[1]) == pid and word in (entry / "cmdline").read_text():
+                return int(entry.name)
+    return None
