@@ -1,6 +1,6 @@
 """What the kernel side costs everybody who uses TCP on this machine, in ns per connection and per event. Needs root.
 
-    python bench/bpf_cost.py [--connections 4000] [--rounds 9] [--json FILE]
+    python -m bench bpf_cost, or for other amounts: python -m bench.bpf_cost [--connections 4000] [--rounds 9]
 
 Three numbers for each of {both hooks, tracepoint alone} x {watched port, unwatched port}, medians over rounds that are
 interleaved with the baseline (the same loop with nothing attached), so that a slow minute hits all of them:
@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import socket
 import statistics
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from memscaler.kernel import attachment, ledger, sock_diag  # noqa: E402
-from memscaler.kernel.bpf import program_info  # noqa: E402
-from memscaler.kernel.netns import entered  # noqa: E402
+from bench.figures import Figure, table
+from memscaler import resources
+from memscaler.kernel import attachment, ledger, sock_diag
+from memscaler.kernel.bpf import program_info
+from memscaler.kernel.netns import entered
 
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 RESET = struct.pack("ii", 1, 0)
@@ -97,7 +94,7 @@ def measure(netns: str, connections: int, rounds: int) -> dict[str, dict[str, fl
         keep("baseline", "us", baseline)
         keep("baseline", "ratio", 1.0)
         for hooks, without in (("both", ()), ("tracepoint", ("sockops",))):
-            attached = attachment.load(ROOT / "bpf", without=without)
+            attached = attachment.load(resources.bpf_dir(), without=without)
             book = ledger.Ledger(attached)
             book.watch(WATCHED, sock_diag.SockDiag(netns))
             for kind, port in (("unwatched", UNWATCHED), ("watched", WATCHED)):
@@ -115,25 +112,41 @@ def measure(netns: str, connections: int, rounds: int) -> dict[str, dict[str, fl
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--connections", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    with namespace(NETNS) as netns:
-        loop_us(netns, UNWATCHED, options.connections)  # warm up
-        results = measure(netns, options.connections, options.rounds)
-    print(f"{'':24}{'us/conn':>9}{'ratio':>8}   tracepoint ns x runs   sockops ns x runs")
+def figures(results: dict[str, dict[str, float]]) -> list[Figure]:
+    """The medians as a table."""
+    base_us = results["baseline"]["us"]
+    found = [Figure("nothing attached: time per connection", base_us, "us")]
     for variant, row in results.items():
-        line = f"{variant:24}{row['us']:9.2f}{row['ratio']:8.3f}"
+        if variant == "baseline":
+            continue
+        found.append(Figure(f"{variant}: time per connection", row["us"], "us", None, base_us))
+        found.append(Figure(f"{variant}: median of the rounds' ratios to the baseline", row["ratio"]))
         for name in ("tracepoint", "sockops"):
             if f"{name}_ns" in row:
-                line += f"   {row[f'{name}_ns']:10.0f} x {row[f'{name}_runs']:.1f}"
-        print(line)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+                label = f"{variant}: {name} program, per run ({row[f'{name}_runs']:.1f} runs/conn.)"
+                found.append(Figure(label, row[f"{name}_ns"], "ns"))
+    return found
+
+
+def bench(*, quick: bool) -> list[Figure]:
+    """As `python -m bench` calls it."""
+    return run(*(1500, 3) if quick else (4000, 9))
+
+
+def run(connections: int, rounds: int) -> list[Figure]:
+    """In a network namespace of its own."""
+    with namespace(NETNS) as netns:
+        loop_us(netns, UNWATCHED, connections)  # warm up
+        return figures(measure(netns, connections, rounds))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--connections", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print(table(run(options.connections, options.rounds)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Opens that each set of hooks loses beside another tracer. Needs root, two CPUs, and python3-bpfcc.
 
-    python bench/lost_opens.py [--connections 30000] [--json FILE]
+    python -m bench lost_opens, or for other amounts: python -m bench.lost_opens [--connections 30000]
 
 The setting is an ordinary server's, made small: packets are handled in interrupts (receive packet steering on lo, in a
 namespace of its own), two processes make system calls without end, and another BPF program counts system calls. The
@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from bench.figures import Figure, table
 from tests.kernel.rivals import TRACER, busy, handle_packets_in_interrupts, open_and_close, rival
 from tests.kernel.worlds import Port, world_of
 
@@ -51,20 +47,39 @@ def measure(hooks: str, connections: int, *, with_rival: bool) -> dict[str, floa
         }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--connections", type=int, default=30000)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    results = {}
+def figures(variant: str, row: dict[str, float]) -> list[Figure]:
+    """What is promised: both hooks together lose no open, and one reconciliation leaves no stale entry."""
+    total = f"{row['connections']:.0f}"
+    limit = 0 if variant.startswith("both") else None
+    return [
+        Figure(f"{variant}: opens lost of {total}", row["lost_opens"], limit=limit),
+        Figure(f"{variant}: unseen by the tracepoint", row["lost_by_tracepoint"]),
+        Figure(f"{variant}: stale before reconciling", row["live_before_reconciling"]),
+        Figure(f"{variant}: stale after reconciling", row["live_after_reconciling"], limit=0),
+        Figure(f"{variant}: connections/s", row["per_s"], "/s"),
+    ]
+
+
+def run(connections: int) -> list[Figure]:
+    """All variants."""
+    found = []
     for with_rival in (False, True):
         for hooks in ("tracepoint", "both"):
-            name = f"{hooks}, {'another tracer' if with_rival else 'alone'}"
-            results[name] = row = measure(hooks, options.connections, with_rival=with_rival)
-            print(f"{name:28}", "  ".join(f"{key} {value:.0f}" for key, value in row.items()), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+            variant = f"{hooks}, {'another tracer' if with_rival else 'alone'}"
+            found += figures(variant, measure(hooks, connections, with_rival=with_rival))
+    return found
+
+
+def bench(*, quick: bool) -> list[Figure]:
+    """As `python -m bench` calls it."""
+    return run(6000 if quick else 30000)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--connections", type=int, default=30000)
+    print(table(run(parser.parse_args().connections)))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,14 @@ def eventually(ask: Callable[[], Value], *, within_s: float = 10.0, what: str = 
 class Governor:
     """One `memscaler run`. Its log is printed if a test fails inside `governing`."""
 
-    def __init__(self, runtime_dir: Path, boards: str, *arguments: str, python: str = sys.executable, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        runtime_dir: Path,
+        boards: str,
+        *arguments: str,
+        python: str = sys.executable,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self.runtime_dir = runtime_dir
         runtime_dir.mkdir(parents=True, exist_ok=True)
         self.log_path = runtime_dir / f"log-{time.monotonic_ns()}"

@@ -1,0 +1,1 @@
+"""Runs: puts the parts together, and the event loop between them."""

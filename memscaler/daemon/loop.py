@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from memscaler.core import governor
@@ -46,7 +46,7 @@ from memscaler.daemon.guardian import START_TIMEOUT_S, Guardian
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Recorder
-from memscaler.gpu.actuator import Actuator
+from memscaler.gpu.actuator import Actuator, hand_over
 from memscaler.gpu.reports import Note, Sample, WakeTiming
 from memscaler.kernel.doorbell import Doorbell
 from memscaler.kernel.ledger import Ledger
@@ -56,6 +56,7 @@ FOR_EVER_NS = 2**62
 GUARDIAN_PAUSE_NS = SECOND_NS
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
+CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 SNAPSHOT_WAIT_NS = 250_000_000
 SNAPSHOT_FRESH_NS = SECOND_NS
@@ -75,52 +76,56 @@ class StopWanted:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the loop connects. unmanaged: GPU -> why no lever works on it; start_guardian None: a dry run needs none."""
+
+    policy: Policy
+    unmanaged: Mapping[str, str]
+    ledger: Ledger
+    actuators: Mapping[str, Actuator]
+    recorder: Recorder
+    mailbox: Mailbox
+    notifier: Notifier
+    start_guardian: Callable[[], Guardian] | None
+    sample_every_ns: int
+
+
 class Loop:
     """Composed by main.py; run() returns when memscaler ends: True if every GPU is known to be awake."""
 
-    def __init__(
-        self,
-        *,
-        policy: Policy,
-        unmanaged: Mapping[str, str],
-        ledger: Ledger,
-        actuators: Mapping[str, Actuator],
-        recorder: Recorder,
-        mailbox: Mailbox,
-        notifier: Notifier,
-        start_guardian: Callable[[], Guardian] | None,
-        sample_every_ns: int,
-    ) -> None:
-        self._policy = policy
-        self._ledger = ledger
-        self._doorbell = Doorbell(ledger.attachment.fds["doorbell"])
-        self._actuators = actuators
-        self._recorder = recorder
-        self._mailbox = mailbox
-        self._notifier = notifier
-        self._start_guardian = start_guardian
-        self._guardian = start_guardian() if start_guardian else None
-        self._sample_every_ns = sample_every_ns
+    def __init__(self, parts: Parts) -> None:
+        self._policy = parts.policy
+        self._ledger = parts.ledger
+        self._actuators = parts.actuators
+        self._recorder = parts.recorder
+        self._mailbox = parts.mailbox
+        self._notifier = parts.notifier
+        self._start_guardian = parts.start_guardian
+        self._sample_every_ns = parts.sample_every_ns
+        self._doorbell = Doorbell(parts.ledger.attachment.fds["doorbell"])
+        self._guardian = parts.start_guardian() if parts.start_guardian else None
         self._epoll = select.epoll()
         now_ns = time.monotonic_ns()
-        self._state = governor.initial(policy, now_ns, unmanaged)
+        self._state = governor.initial(parts.policy, now_ns, parts.unmanaged)
+        self._seen: deque[Observation] = deque()
+        self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
+        self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
+        self._wanted: list[tuple[int, int, Future[Snapshot]]] = []  # (samples from, answer by, for whom)
+        # When to do what; 0: not at all.
         self._deadline_ns = now_ns
         self._sample_due_ns = now_ns
         self._heartbeat_due_ns = now_ns
+        self._check_due_ns = 0
         self._guardian_due_ns = 0
         self._guardian_started_ns = 0
         self._stop_by_ns = 0
-        self._wanted: list[tuple[int, Future[Snapshot]]] = []
-        self._sampled_ns = 0
-        self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
-        self._seen: deque[Observation] = deque()
-        self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
         """Govern until told to stop."""
-        self._epoll.register(self._doorbell.fd, select.EPOLLIN | select.EPOLLET)  # silenced when it has been thought about
+        self._epoll.register(self._doorbell.fd, select.EPOLLIN | select.EPOLLET)  # silenced after some thought
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
         if self._guardian is not None:
             if not self._guardian.wait_ready(START_TIMEOUT_S):
@@ -180,13 +185,15 @@ class Loop:
 
     def _next_ns(self) -> int:
         due = [self._deadline_ns, self._sample_due_ns, *(at for _, at in self._calls_due())]
-        due += [at for at, _ in self._wanted]
-        due += [at for at in (self._guardian_due_ns, self._stop_by_ns) if at]
+        due += [by_ns for _, by_ns, _ in self._wanted]
+        due += [at for at in (self._check_due_ns, self._guardian_due_ns, self._stop_by_ns) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
         return min(due)
 
     def _timers(self, now_ns: int) -> None:
+        if now_ns >= self._check_due_ns:
+            self._check_due_ns = 0
         for uuid, due_ns in self._calls_due():
             call = self._actuators[uuid].overdue(now_ns)
             if call is not None:
@@ -219,9 +226,11 @@ class Loop:
         while self._seen:
             now_ns = time.monotonic_ns()
             step = governor.step(self._state, self._seen.popleft(), now_ns, self._policy)
-            for action in step.actions:
-                if isinstance(action, Wake):
-                    self._actuators[action.gpu].wake(action.seq)
+            wakes = [action for action in step.actions if isinstance(action, Wake)]
+            for wake in wakes:
+                self._actuators[wake.gpu].wake(wake.seq)
+            if wakes:
+                hand_over()
             before, self._state, self._deadline_ns = self._state, step.state, step.deadline_ns
             for action in step.actions:
                 self._do(action)
@@ -239,9 +248,11 @@ class Loop:
         match action:
             case Wake(uuid, seq, reason):
                 self._recorder.wake_asked(uuid, seq, reason, self._rang_ns(uuid))
+                self._check_due_ns = time.monotonic_ns() + CHECK_AFTER_NS
             case Park(uuid, seq):
                 self._recorder.park_asked(uuid, seq)
                 self._actuators[uuid].park(seq)
+                self._check_due_ns = time.monotonic_ns() + CHECK_AFTER_NS
             case Arm(uuid, seq):
                 for slot in self._policy.gpus[uuid].watches:
                     self._ledger.counters.arm(slot)
@@ -292,7 +303,6 @@ class Loop:
                     self._recorder.woke(message)
                 case Sample():
                     self._recorder.sampled(message.gpu, message.reading)
-                    self._sampled_ns = time.monotonic_ns()
                 case Note(uuid, event, detail):
                     self._recorder.note(uuid, event, detail)
                 case SnapshotWanted(answer):
@@ -314,21 +324,17 @@ class Loop:
     def _want_snapshot(self, answer: Future[Snapshot]) -> None:
         """A fresh sample first, unless there is one; a GPU that does not answer does not hold the others up."""
         now_ns = time.monotonic_ns()
-        if now_ns - self._sampled_ns < SNAPSHOT_FRESH_NS:
-            self._wanted.append((now_ns, answer))
-            return
-        self._sample()
-        self._wanted.append((now_ns + SNAPSHOT_WAIT_NS, answer))
+        self._wanted.append((now_ns - SNAPSHOT_FRESH_NS, now_ns + SNAPSHOT_WAIT_NS, answer))
+        if self._recorder.oldest_sample_ns() < now_ns - SNAPSHOT_FRESH_NS:
+            self._sample()
 
     def _answer_snapshots(self, now_ns: int) -> None:
-        if not self._wanted:
-            return
-        fresh = all(self._recorder.sampled_since(self._sample_due_ns - self._sample_every_ns))
-        ready = [answer for at, answer in self._wanted if fresh or now_ns >= at]
-        self._wanted = [(at, answer) for at, answer in self._wanted if answer not in ready]
-        for answer in ready:
-            with contextlib.suppress(Exception):  # the asker may have given up
-                answer.set_result(self._recorder.snapshot(self._state, self._ledger, now_ns))
+        oldest_ns = self._recorder.oldest_sample_ns() if self._wanted else 0
+        ready = [wanted for wanted in self._wanted if oldest_ns >= wanted[0] or now_ns >= wanted[1]]
+        for wanted in ready:
+            self._wanted.remove(wanted)
+            with contextlib.suppress(InvalidStateError):  # the asker has given up
+                wanted[2].set_result(self._recorder.snapshot(self._state, self._ledger, now_ns))
 
     # ---- the guardian ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,10 +22,8 @@ class Mailbox:
 
     def drain(self) -> list[Any]:
         """Everything there is, oldest first."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
         messages = []
         while True:
             try:

@@ -1,4 +1,7 @@
-"""sd_notify(3): one datagram per message. Ten lines of our own; the packages that do it are abandoned or need a compiler."""
+"""sd_notify(3): one datagram per message.
+
+A few lines of our own: the packages that do it are abandoned or need a compiler.
+"""
 
 from __future__ import annotations
 

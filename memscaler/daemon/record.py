@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -60,9 +60,7 @@ class Recorder:
         self._facts = facts
         self._log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
-        self._gpus = {
-            uuid: _Gpu(None, now_ns, energy.open_account(Public.AWAKE, now_ns)) for uuid in facts.identities
-        }
+        self._gpus = {uuid: _Gpu(None, now_ns, energy.open_account(Public.AWAKE, now_ns)) for uuid in facts.identities}
         self._guardian_restarts = 0
 
     # ---- the governor ---------------------------------------------------------------------------------------------
@@ -120,18 +118,19 @@ class Recorder:
         if seq == timing.seq and rang_ns:
             latency_ns = timing.driver_call_end_ns - rang_ns
             mine.latencies.add(latency_ns / SECOND_NS)
-            self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, latency_us=latency_ns // 1000, driver_call_us=call_us)
+            told = {"latency_us": latency_ns // 1000, "driver_call_us": call_us}
         else:
-            self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, driver_call_us=call_us)
+            told = {"driver_call_us": call_us}
+        self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, **told)
 
     def sampled(self, uuid: str, reading: GpuReading) -> None:
         mine = self._gpus[uuid]
         mine.reading, mine.sampled_ns = reading, reading.at_ns
         mine.account = energy.observe_reading(mine.account, reading)
 
-    def sampled_since(self, at_ns: int) -> Iterable[bool]:
-        """Per GPU: is there a sample from this time or later?"""
-        return [gpu.sampled_ns >= at_ns for gpu in self._gpus.values()]
+    def oldest_sample_ns(self) -> int:
+        """The time of the last sample of that GPU whose last sample is oldest."""
+        return min(gpu.sampled_ns for gpu in self._gpus.values())
 
     def error(self, uuid: str, op: str, reason: str) -> None:
         self._gpus[uuid].errors[op] += 1
@@ -147,9 +146,8 @@ class Recorder:
 
     def corrected(self, watch: Watch, corrections: Corrections, reason: str) -> None:
         if corrections.added or corrections.removed:
-            self._log.info(
-                "connections.corrected", port=watch.port, added=corrections.added, removed=corrections.removed, reason=reason
-            )
+            what = {"added": corrections.added, "removed": corrections.removed}
+            self._log.info("connections.corrected", port=watch.port, reason=reason, **what)
 
     def ledger_failed(self, error: str) -> None:
         self._log.error("ledger.failed", err=error)

@@ -7,8 +7,10 @@ Order of things, which is what keeps a GPU from staying parked:
 
 `_owed` holds what is to be undone. It is set before a lever is applied and cleared only after its undo reported
 success. `_parked` says that the park took effect as far as the driver tells; from then on the thread listens to the
-doorbell itself and wakes its GPU without being told, under the number that the main loop's order will have. A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and
-when the call does return, the newest wake comes first. There are never two threads in the driver for one GPU.
+doorbell itself and wakes its GPU without being told, under the number that the main loop's order will have.
+
+A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and when the call
+does return, the newest wake comes first. There are never two threads in the driver for one GPU.
 """
 
 from __future__ import annotations

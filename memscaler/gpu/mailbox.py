@@ -22,6 +22,7 @@ class Door(Protocol):
 
     def rang(self) -> bool:
         """True if it was this GPU's."""
+        ...
 
 
 class Mailbox:
@@ -60,7 +61,7 @@ class Mailbox:
         return self._pending.get(WAKE, carried_out) != carried_out or CLOSE in self._pending
 
     def listen(self, door: Door) -> None:
-        """Let its rings end `wait`. The kernel wakes whoever began to listen last first, and that is to be this thread."""
+        """Let its rings end `wait`. The kernel wakes who began to listen last first: better us than the main loop."""
         self._epoll.register(door.fd, select.EPOLLIN | select.EPOLLET)  # by its edge: the main loop silences it
         self._door = door
 

@@ -29,7 +29,7 @@ def _links(pid: int) -> set[str]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(PROC / str(pid) / "fd"):
             with contextlib.suppress(OSError):
-                links.add(os.readlink(entry.path))
+                links.add(str(Path(entry.path).readlink()))
     return links
 
 

@@ -119,7 +119,7 @@ class Variant(NamedTuple):
 def variants(wanted: Variant) -> list[Variant]:
     """Best first: not losing an open matters more than telling namespaces apart."""
     fewer = [(wanted.cgroup, wanted.offsets), (wanted.cgroup, None), (None, wanted.offsets), (None, None)]
-    return [Variant(*each, headers) for each in dict.fromkeys(fewer) for headers in ("stubs", "kernel")]
+    return [Variant(cgroup, net, headers) for cgroup, net in dict.fromkeys(fewer) for headers in ("stubs", "kernel")]
 
 
 def lost_abilities(wanted: Variant, got: Variant) -> list[str]:
@@ -137,7 +137,7 @@ def lost_abilities(wanted: Variant, got: Variant) -> list[str]:
 def import_bcc() -> Any:
     """bcc.BPF, or the advice where to get it."""
     try:
-        from bcc import BPF
+        from bcc import BPF  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         hint = "apt install python3-bpfcc (Fedora, Arch: python3-bcc, python-bcc), or name a python that has it"
         message = f"{sys.executable} cannot import bcc ({error})"

@@ -78,6 +78,7 @@ class SockDiag:
         """One dump, repeated if the kernel says that it was interrupted by changes."""
         if self._unfinished:
             self._drain()
+        rows: list[Row] = []
         for _ in range(_ATTEMPTS):
             rows, interrupted = self._dump_once(family, port, states)
             if not interrupted:

@@ -372,7 +372,7 @@ def test_every_order_of_events(menu: Menu, record_property: Callable[[str, objec
     """No order of these events breaks a promise; and the search did reach what it is about."""
     found = search(menu)
     record_property("states", len(found))
-    print(f"{len(found)} states")  # noqa: T201
+    print(f"{len(found)} states")
     phases = {(gpu.knows.phase, name) for world in found for name, gpu in zip(GPUS, world.gpus, strict=True)}
     usual = {Phase.COOLING, Phase.ARMING, Phase.PARKING, Phase.PARKED, Phase.WAKING}
     assert {(phase, name) for phase in usual for name in menu.late} <= phases

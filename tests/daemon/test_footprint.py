@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import socket
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from bench.processes import resident_mb, usage
 from bench.throughput import open_and_close
-from tests.governor import connect, eventually, governing, listener, port_of
+from tests.governor import Governor, connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 RESIDENT_MB = 60
 
 
+@contextlib.contextmanager
+def governed(folder: Path, boards: str, idle_after: str) -> Iterator[tuple[Governor, socket.socket]]:
+    """A governor with metrics whose boards all belong to one port, and that port's listener."""
+    gpus = ",".join(f"gpu{index}" for index in range(len(boards.split(","))))
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:{gpus}", "--idle-after", idle_after, "--metrics", "127.0.0.1:0"]
+        with governing(folder, boards, *arguments) as governor:
+            yield governor, server
+
+
 def test_resident_memory(tmp_path):
     """Scrapes and parks leave the daemon below its promise."""
-    with listener() as server, governing(tmp_path, "a40,p40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "100ms", "--metrics", "127.0.0.1:0") as governor:
+    with governed(tmp_path, "a40,p40", "100ms") as (governor, server):
         boards = governor.driver.boards
         for _ in range(20):
             eventually(lambda: all(board.locks for board in boards))
@@ -30,7 +45,7 @@ def test_resident_memory(tmp_path):
 
 def test_parked_daemon_sleeps(tmp_path):
     """No polling: over 10 s with its GPUs parked, all threads together wake up a few times (samples), not steadily."""
-    with listener() as server, governing(tmp_path, "a40,p40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "100ms") as governor:
+    with governed(tmp_path, "a40,p40", "100ms") as (governor, _):
         eventually(lambda: all(board.locks for board in governor.driver.boards))
         time.sleep(3)  # clocks are read back, and sampled once more
         before = usage(governor.pid), usage(governor.guardian_pid)
@@ -43,13 +58,14 @@ def test_parked_daemon_sleeps(tmp_path):
 
 def test_connections_to_an_awake_gpu_do_not_wake_the_daemon(tmp_path):
     """5000 connections on a watched port whose GPU a held-open one keeps awake: the kernel counts them alone."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "60s", "--metrics", "127.0.0.1:0") as governor:
-        with connect(server), server.accept()[0]:
-            time.sleep(3)
-            before = usage(governor.pid)
-            open_and_close(server, 5000)
-            spent = usage(governor.pid).since(before)
-            assert spent.switches < 20
-            port = f'port="{port_of(server)}"'
-            accepts = [line for line in governor.metrics().splitlines() if line.startswith("memscaler_port_accepts_total") and port in line]
-            assert float(accepts[0].split()[-1]) == 5001
+    with contextlib.ExitStack() as kept:
+        governor, server = kept.enter_context(governed(tmp_path, "a40", "60s"))
+        kept.enter_context(connect(server))
+        kept.enter_context(server.accept()[0])
+        time.sleep(3)  # the samples at the start
+        before = usage(governor.pid)
+        open_and_close(server, 5000)
+        spent = usage(governor.pid).since(before)
+        assert spent.switches < 20
+        accepts = rf'^memscaler_port_accepts_total{{port="{port_of(server)}",.*}} (\S+)$'
+        assert re.findall(accepts, governor.metrics(), re.MULTILINE) == ["5001.0"]

@@ -93,7 +93,9 @@ def test_no_wake_is_lost(netns, tmp_path, record_property):
         server = kept.enter_context(listener(netns, 8080))
         shadow = Shadow(netns, 8080)
         kept.callback(shadow.close)
-        run = governing(tmp_path, "a40", "--port", "8080:gpu0", "--idle-after", "100ms", "--log-level", "debug", prefix=prefix)
+        run = governing(
+            tmp_path, "a40", "--port", "8080:gpu0", "--idle-after", "100ms", "--log-level", "debug", prefix=prefix
+        )
         governor = kept.enter_context(run)
         assert governor.events("kernel.attached")[0]["hooks"] == ["sockops", "tracepoint"]
         assert Path(f"/proc/{governor.pid}/ns/net").stat().st_ino == Path(netns).stat().st_ino
@@ -110,7 +112,7 @@ def test_no_wake_is_lost(netns, tmp_path, record_property):
             "wakes the tracepoint alone lost": shadow.lost_wakes,
             "recursion misses": shadow.attached.recursion_misses()["tracepoint"],
         }
-        print(found)  # noqa: T201
+        print(found)
         record_property("figures", found)
         assert len(waited_ms) == WAKES
         if WAKES >= 500:

@@ -47,12 +47,17 @@ def kill_at_random(tmp_path: Path, rounds: int) -> list[float]:
 def test_kill_9_at_random_moments(tmp_path):
     """The guardian wakes every GPU, whenever the daemon is killed."""
     took_s = sorted(kill_at_random(tmp_path, KILLS))
-    print(f"{KILLS} kills: awake after median {took_s[len(took_s) // 2] * 1e3:.0f} ms, at most {took_s[-1] * 1e3:.0f} ms")
+    print(
+        f"{KILLS} kills: awake after median {took_s[len(took_s) // 2] * 1e3:.0f} ms, at most {took_s[-1] * 1e3:.0f} ms"
+    )
 
 
 def test_guardian_killed_is_replaced_and_nothing_parks_meanwhile(tmp_path):
     """Without a guardian the GPUs are held awake; with a new one they park again."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms") as governor:
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms") as governor,
+    ):
         board = governor.driver.boards[0]
         for _ in range(3):
             eventually(lambda: board.locks)
@@ -107,7 +112,10 @@ def test_loader_killed_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_hung_driver_on_one_gpu_touches_no_other(tmp_path):
     """A driver call that never returns wedges its GPU only: the other one goes on, and the end is in time."""
-    with listener() as server, governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor:
+    with (
+        listener() as server,
+        governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor,
+    ):
         sick, well = governor.driver.boards
         eventually(lambda: sick.locks and well.locks)
         sick.inject(RESET, hang=True)
@@ -130,7 +138,19 @@ def test_wake_without_effect_is_retried_for_ever_and_never_parked_again(tmp_path
     """The driver says success and does nothing: alarm, wake again until it works, and leave that GPU alone."""
     config = tmp_path / "config.toml"
     config.write_text('settle_timeout = "300ms"\n')
-    with listener() as server, governing(tmp_path / "run", "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--config", str(config)) as governor:
+    with (
+        listener() as server,
+        governing(
+            tmp_path / "run",
+            "a40",
+            "--port",
+            f"{port_of(server)}:gpu0",
+            "--idle-after",
+            "200ms",
+            "--config",
+            str(config),
+        ) as governor,
+    ):
         board = governor.driver.boards[0]
         eventually(lambda: board.memory_clock_mhz == 405)
         board.inject(RESET, ignore=True)
@@ -152,7 +172,16 @@ def test_park_without_effect_is_undone(tmp_path):
     with listener() as server, governing(tmp_path / "run", "a40", "--port", "1:gpu0") as prepared:
         prepared.driver.boards[0].inject(SET, ignore=True)
         prepared.stop()
-        with governing(tmp_path / "run", "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--config", str(config)) as governor:
+        with governing(
+            tmp_path / "run",
+            "a40",
+            "--port",
+            f"{port_of(server)}:gpu0",
+            "--idle-after",
+            "200ms",
+            "--config",
+            str(config),
+        ) as governor:
             eventually(lambda: "unmanaged" in str(governor.events("gpu.changed_state")))
             assert governor.driver.call_log([RESET])
             assert "nothing moved" in str(governor.events("gpu.alarmed"))
@@ -160,7 +189,10 @@ def test_park_without_effect_is_undone(tmp_path):
 
 def test_lost_gpu_drops_that_gpu_only(tmp_path):
     """One GPU falls off the bus while parked; the other parks and wakes as before."""
-    with listener() as server, governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor:
+    with (
+        listener() as server,
+        governing(tmp_path, "a40,a40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms") as governor,
+    ):
         lost, well = governor.driver.boards
         eventually(lambda: lost.locks and well.locks)
         lost.lose()

@@ -28,7 +28,10 @@ def value(text: str, name: str, **labels: str) -> float:
 
 def test_parks_when_quiet_and_wakes_on_connection(tmp_path):
     """A quiet GPU parks, a connection wakes it, and it parks again after the connection has gone."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "300ms") as governor:
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "300ms") as governor,
+    ):
         board = governor.driver.boards[0]
         eventually(lambda: board.memory_clock_mhz == 405)
         client = connect(server)
@@ -56,7 +59,10 @@ def test_connection_older_than_the_start_keeps_the_gpu_awake(tmp_path):
 
 def test_half_closed_client_still_waiting_is_live(tmp_path):
     """A client that has said everything and waits for its answer keeps the GPU awake."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms") as governor:
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms") as governor,
+    ):
         client = connect(server)
         served = server.accept()[0]
         client.shutdown(1)
@@ -90,7 +96,12 @@ def test_gpus_are_independent_and_shared_gpu_waits_for_all(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_every_gpu_is_awake_before_the_end(tmp_path, number):
     """A signal wakes every GPU before the process ends, within a second, also if it comes twice."""
-    with listener() as server, governing(tmp_path, "a40,p40,a100", "--port", f"{port_of(server)}:gpu0,gpu1,gpu2", "--idle-after", "200ms") as governor:
+    with (
+        listener() as server,
+        governing(
+            tmp_path, "a40,p40,a100", "--port", f"{port_of(server)}:gpu0,gpu1,gpu2", "--idle-after", "200ms"
+        ) as governor,
+    ):
         boards = governor.driver.boards
         eventually(lambda: all(board.locks for board in boards))
         started = time.monotonic()
@@ -107,8 +118,22 @@ def test_second_daemon_names_the_first(tmp_path):
     """One daemon per machine: the second ends at once with the first one's pid."""
     with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:
         second = subprocess.run(
-            [sys.executable, "-m", "memscaler", "run", "--simulate", "a40", "--port", "1:gpu0", "--runtime-dir", str(tmp_path)],
-            capture_output=True, text=True, timeout=60, check=False,
+            [
+                sys.executable,
+                "-m",
+                "memscaler",
+                "run",
+                "--simulate",
+                "a40",
+                "--port",
+                "1:gpu0",
+                "--runtime-dir",
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert second.returncode == 1
         assert f"pid {governor.pid}" in second.stderr
@@ -117,7 +142,12 @@ def test_second_daemon_names_the_first(tmp_path):
 
 def test_dry_run_touches_nothing(tmp_path):
     """--dry-run sees real connections and says what it would do, without one setter call."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--dry-run") as governor:
+    with (
+        listener() as server,
+        governing(
+            tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms", "--dry-run"
+        ) as governor,
+    ):
         eventually(lambda: governor.events("lever.pretended"))
         with connect(server):
             eventually(lambda: any("undo" in event["detail"] for event in governor.events("lever.pretended")))
@@ -127,7 +157,19 @@ def test_dry_run_touches_nothing(tmp_path):
 
 def test_metrics_tell_what_happened(tmp_path):
     """Connections, states, latency, watts and saved joules are in the scrape, and promtool has nothing to say."""
-    with listener() as server, governing(tmp_path, "a40,p40", "--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "1s", "--metrics", "127.0.0.1:0") as governor:
+    with (
+        listener() as server,
+        governing(
+            tmp_path,
+            "a40,p40",
+            "--port",
+            f"{port_of(server)}:gpu0,gpu1",
+            "--idle-after",
+            "1s",
+            "--metrics",
+            "127.0.0.1:0",
+        ) as governor,
+    ):
         boards = governor.driver.boards
         eventually(lambda: all(board.locks for board in boards))
         time.sleep(3.5)
@@ -149,7 +191,9 @@ def test_metrics_tell_what_happened(tmp_path):
         assert value(awake, "memscaler_port_accepts_total", port=port) == 1
         assert value(awake, "memscaler_reset_latency_seconds_count", gpu="1") == 1
         assert value(awake, "memscaler_bpf_hook_attached", hook="sockops") == 1
-        checked = subprocess.run(["promtool", "check", "metrics"], input=awake, capture_output=True, text=True, check=False)
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=awake, capture_output=True, text=True, check=False
+        )
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 

@@ -150,7 +150,7 @@ def test_churn():
         samples = sample(world, ports, workers)
         for port in ports:
             port.settles(0)
-        print(f"{TOTAL} connections in {time.monotonic() - started:.1f} s, live when sampled: {samples}")  # noqa: T201
+        print(f"{TOTAL} connections in {time.monotonic() - started:.1f} s, live when sampled: {samples}")
         assert sum(world.ledger.counters.read(port.watch.slot).opened for port in ports) == TOTAL // WORKERS * WORKERS
         assert world.ledger.reconcile_all() == Corrections()
         assert max(samples, default=1) > 0

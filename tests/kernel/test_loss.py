@@ -43,7 +43,7 @@ def test_lost_events(hooks, record_property):
         seen = max(slot.seen_by_sockops, slot.seen_by_tracepoint)
         lost = {"opens": total - seen, "by the tracepoint": total - slot.seen_by_tracepoint, "drift": drift}
         record_property("lost", lost | world.attached.recursion_misses())
-        print(hooks, total, lost, world.attached.recursion_misses())  # noqa: T201
+        print(hooks, total, lost, world.attached.recursion_misses())
         if hooks == "both":
             assert seen == total
         assert world.attached.recursion_misses()["tracepoint"] > 0

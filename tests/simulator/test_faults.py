@@ -215,7 +215,10 @@ if len(sys.argv) > 2: n.nvmlDeviceSetMemoryLockedClocks(n.nvmlDeviceGetHandleByI
 print(n.nvmlDeviceGetCount(), environment["MEMSCALER_SIM_STATE"])
 """
     state = tmp_path / "simulator" / "state"
-    said = [subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True).stdout for words in (("a40", "lock"), ("a40",))]
+    said = [
+        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True).stdout
+        for words in (("a40", "lock"), ("a40",))
+    ]
     assert said == [f"1 {state}\n"] * 2
     assert SimulatedDriver.attach(state).boards[0].memory_lock is not None
     subprocess.run([sys.executable, "-c", code, "p40,t4"], check=True)

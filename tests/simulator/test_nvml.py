@@ -30,7 +30,10 @@ def test_identity(nvml):
         assert (n.nvmlDeviceGetName(handle), n.nvmlDeviceGetArchitecture(handle)) == (name, architecture)
         assert n.nvmlDeviceGetUUID(handle) == driver.boards[index].uuid
         assert pci.busId == driver.boards[index].pci_bus_id
-        for other in (n.nvmlDeviceGetHandleByUUID(driver.boards[index].uuid), n.nvmlDeviceGetHandleByPciBusId(pci.busIdLegacy.lower())):
+        for other in (
+            n.nvmlDeviceGetHandleByUUID(driver.boards[index].uuid),
+            n.nvmlDeviceGetHandleByPciBusId(pci.busIdLegacy.lower()),
+        ):
             assert n.nvmlDeviceGetIndex(other) == index
 
 
@@ -108,7 +111,14 @@ def test_graphics_lock(nvml):
 
 @pytest.mark.parametrize(
     ("key", "memory", "graphics", "energy", "switch"),
-    [("p40", 3, 3, 3, 0), ("t4", 3, 0, 0, 0), ("v100", 3, 0, 0, 0), ("h100", 3, 0, 0, 1), ("rtx3090", 0, 0, 0, 2), ("vgpu", 3, 3, 3, 0)],
+    [
+        ("p40", 3, 3, 3, 0),
+        ("t4", 3, 0, 0, 0),
+        ("v100", 3, 0, 0, 0),
+        ("h100", 3, 0, 0, 1),
+        ("rtx3090", 0, 0, 0, 2),
+        ("vgpu", 3, 3, 3, 0),
+    ],
 )
 def test_support_by_board(nvml, key, memory, graphics, energy, switch):
     """Each board accepts what its generation accepts."""
@@ -140,7 +150,9 @@ def test_wrong_lock_arguments(nvml):
 def test_fields(nvml):
     """Fields answer one by one: what a driver does not know is NOT_SUPPORTED in its own record."""
     nvml("a40", "h100")
-    a40, h100 = (n.nvmlDeviceGetFieldValues(n.nvmlDeviceGetHandleByIndex(i), [83, 186, 298, 299, 9999]) for i in range(2))
+    a40, h100 = (
+        n.nvmlDeviceGetFieldValues(n.nvmlDeviceGetHandleByIndex(i), [83, 186, 298, 299, 9999]) for i in range(2)
+    )
     assert [value.nvmlReturn for value in a40] == [0, 0, 3, 3, 3]
     assert [value.nvmlReturn for value in h100] == [0, 0, 0, 0, 3]
     assert (a40[1].value.uiVal, h100[2].value.uiVal) == (80000, 1)
@@ -188,7 +200,11 @@ def test_energy_is_monotonic_and_the_integral_of_power(nvml):
     board.set_settle(park_ms=30, wake_ms=30)
     readings, expected = [], 0.0
     start_j = board.energy_j
-    for change in (None, lambda: n.nvmlDeviceSetMemoryLockedClocks(handle, 405, 405), lambda: n.nvmlDeviceResetMemoryLockedClocks(handle)):
+    for change in (
+        None,
+        lambda: n.nvmlDeviceSetMemoryLockedClocks(handle, 405, 405),
+        lambda: n.nvmlDeviceResetMemoryLockedClocks(handle),
+    ):
         if change:
             change()
         until = time.monotonic() + 0.15
@@ -312,7 +328,12 @@ def test_error_texts(nvml):
     library = ctypes.CDLL("libnvidia-ml.so.1")
     library.nvmlErrorString.restype = ctypes.c_char_p
     assert [library.nvmlErrorString(code) for code in (0, 3, 4, 15, 18, 12345)] == [
-        b"Success", b"Not Supported", b"Insufficient Permissions", b"GPU is lost", b"Driver/library version mismatch", b"Unknown Error",
+        b"Success",
+        b"Not Supported",
+        b"Insufficient Permissions",
+        b"GPU is lost",
+        b"Driver/library version mismatch",
+        b"Unknown Error",
     ]
 
 

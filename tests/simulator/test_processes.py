@@ -38,14 +38,21 @@ def test_persistence_and_other_clients_keep_a_lock(make, run):
     persistent, shared = make("a40", context=False, persistence=True), make("a40", context=False)
     run(persistent, LOCK)
     assert persistent.boards[0].memory_lock is not None
-    run(shared, LOCK + f"""
+    run(
+        shared,
+        LOCK
+        + f"""
 import subprocess
 subprocess.run([sys.executable, "-c", {"import pynvml as n;" + LOCK!r}], check=True)
 print(n.nvmlDeviceGetClockInfo(h, 2))
-""")
+""",
+    )
     assert shared.boards[0].memory_lock is None
-    held = subprocess.Popen([sys.executable, "-c", "import pynvml as n, time\n" + INIT + "print('in', flush=True); time.sleep(60)"],
-                            env={**os.environ, **shared.environment}, stdout=subprocess.PIPE)
+    held = subprocess.Popen(
+        [sys.executable, "-c", "import pynvml as n, time\n" + INIT + "print('in', flush=True); time.sleep(60)"],
+        env={**os.environ, **shared.environment},
+        stdout=subprocess.PIPE,
+    )
     assert held.stdout.readline() == b"in\n"
     run(shared, LOCK)
     assert shared.boards[0].memory_lock is not None
@@ -105,11 +112,15 @@ def test_unprivileged_process(make, run):
     """With the rule "euid" only root may write, and everybody may read."""
     driver = make("a40", permission="euid")
     driver.state_path.parent.chmod(0o755)
-    code = "try: os.setuid(65534)\nexcept PermissionError: pass\n" + INIT + """
+    code = (
+        "try: os.setuid(65534)\nexcept PermissionError: pass\n"
+        + INIT
+        + """
 print(n.nvmlDeviceGetClockInfo(h, 2))
 try: n.nvmlDeviceResetMemoryLockedClocks(h); print(0)
 except n.NVMLError as e: print(e.value)
 """
+    )
     root_only = run(driver, INIT + "print(os.geteuid())").strip() == "0"
     if root_only and any(not parent.stat().st_mode & 1 for parent in driver.state_path.parents):
         driver.set_permission("deny")  # pytest's folder is closed to others: ask as root
@@ -120,7 +131,10 @@ except n.NVMLError as e: print(e.value)
 def test_fork(make, run):
     """A forked child goes on with its parent's session, under its own pid."""
     driver = make("a40")
-    run(driver, INIT + "pid = os.fork()\nn.nvmlDeviceSetMemoryLockedClocks(h, 405, 405)\nif pid: os.wait()\nelse: os._exit(0)")
+    run(
+        driver,
+        INIT + "pid = os.fork()\nn.nvmlDeviceSetMemoryLockedClocks(h, 405, 405)\nif pid: os.wait()\nelse: os._exit(0)",
+    )
     assert len({record.pid for record in driver.call_log("nvmlDeviceSetMemoryLockedClocks")}) == 2
 
 
@@ -147,14 +161,24 @@ def test_nvapi_forces_a_pstate(make, run):
     run(driver, NVAPI + "init(); assert force(handles()[0], 8, 0) == 0; unload()")
     board = driver.boards[0]
     assert (board.forced_pstate, board.memory_clock_mhz, board.pstate, board.power_w) == (8, 405, 8, 10)
-    assert run(driver, INIT + "print(n.nvmlDeviceGetPerformanceState(h), n.nvmlDeviceGetPowerUsage(h))").split() == ["8", "10000"]
-    run(driver, NVAPI + "init(); g = handles()[0]; assert value(current, g) == 8; assert force(g, 16, 0) == 0; assert value(current, g) == 0")
+    assert run(driver, INIT + "print(n.nvmlDeviceGetPerformanceState(h), n.nvmlDeviceGetPowerUsage(h))").split() == [
+        "8",
+        "10000",
+    ]
+    run(
+        driver,
+        NVAPI
+        + "init(); g = handles()[0]; assert value(current, g) == 8; assert force(g, 16, 0) == 0; assert value(current, g) == 0",
+    )
     assert (board.forced_pstate, board.power_w) == (None, 50)
 
 
 def test_nvapi_answers(make, run):
     """NVAPI's codes: not initialised, unknown ids, bad levels and handles, boards that refuse."""
-    said = run(make("p40", "h100", "t4", "rtx3090"), NVAPI + """
+    said = run(
+        make("p40", "h100", "t4", "rtx3090"),
+        NVAPI
+        + """
 out, count = (p * 64)(), u32()
 print(enum(out, ctypes.byref(count)), query(0x12345678), init(), init())
 p40, h100, t4, gf = handles()
@@ -163,7 +187,8 @@ text = ctypes.create_string_buffer(64); f(0x6C2D048C, ctypes.c_int, p)(-104, tex
 info = (u32 * 1829)(0x11C94); print(f(0x6FF81213, p, p)(p40, info), info[2], info[5], info[5 + 114])
 info[0] = 1; print(f(0x6FF81213, p, p)(p40, info))
 print(unload(), unload(), unload())
-""").split()
+""",
+    ).split()
     assert said[:13] == ["-4", "None", "0", "0", "-5", "-107", "0", "0", "0", "-8", "-8", "-104", "0"]
     assert said[13:] == ["NVAPI_NOT_SUPPORTED", "0", "2", "0", "8", "-9", "0", "0", "-4"]
 
@@ -175,7 +200,10 @@ def test_nvapi_order_and_ambiguous_bus(make, run):
     assert run(driver, show).split() == [str(0x86), str(0x3B)]
     driver.boards[1].set_pci(bus=0x3B, domain=1)
     assert run(driver, show).split() == [str(0x3B)] * 2
-    assert run(driver, INIT + "print(n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByPciBusId('00000001:3B:00.0')))").strip() == "1"
+    assert (
+        run(driver, INIT + "print(n.nvmlDeviceGetIndex(n.nvmlDeviceGetHandleByPciBusId('00000001:3B:00.0')))").strip()
+        == "1"
+    )
 
 
 def test_nvapi_faults(make, run):
@@ -183,7 +211,10 @@ def test_nvapi_faults(make, run):
     driver = make("p40")
     driver.boards[0].inject("NvAPI_GPU_SetForcePstate", ignore=True, times=1)
     driver.boards[0].inject("NvAPI_GPU_SetForcePstate", code=-137, after=1)
-    assert run(driver, NVAPI + "init(); g = handles()[0]; print(force(g, 8, 0), force(g, 8, 0))").split() == ["0", "-137"]
+    assert run(driver, NVAPI + "init(); g = handles()[0]; print(force(g, 8, 0), force(g, 8, 0))").split() == [
+        "0",
+        "-137",
+    ]
     assert driver.boards[0].forced_pstate is None
     driver.set_mismatch(True)
     assert run(driver, NVAPI + "print(init())").strip() == "-1"
@@ -193,8 +224,14 @@ def test_nvitop_shows_the_boards(make):
     """The real nvitop runs on it, unchanged."""
     driver = make("a40", "p40")
     driver.boards[0].set_utilization(42)
-    shown = subprocess.run([sys.executable, "-m", "nvitop", "-1"], env={**os.environ, **driver.environment, "COLUMNS": "120"},
-                           check=True, capture_output=True, text=True, timeout=20).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "nvitop", "-1"],
+        env={**os.environ, **driver.environment, "COLUMNS": "120"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    ).stdout
     assert "580.95.05" in shown
     assert re.search(r"A40.*3B:00\.0", shown)
     assert re.search(r"P40.*86:00\.0", shown)
@@ -241,9 +278,24 @@ def test_a_c_client(make, tmp_path):
     from memscaler.simulator.builder import _find_header
 
     (tmp_path / "client.c").write_text(CLIENT)
-    subprocess.run(["cc", "-w", "-std=gnu11", "-I", _find_header().parent, "-o", tmp_path / "client", tmp_path / "client.c",
-                    driver.library_dir / "libnvidia-ml.so.1", "-ldl"], check=True)
-    shown = subprocess.run([tmp_path / "client"], env=driver.environment, check=True, capture_output=True, text=True).stdout
+    subprocess.run(
+        [
+            "cc",
+            "-w",
+            "-std=gnu11",
+            "-I",
+            _find_header().parent,
+            "-o",
+            tmp_path / "client",
+            tmp_path / "client.c",
+            driver.library_dir / "libnvidia-ml.so.1",
+            "-ldl",
+        ],
+        check=True,
+    )
+    shown = subprocess.run(
+        [tmp_path / "client"], env=driver.environment, check=True, capture_output=True, text=True
+    ).stdout
     assert shown.splitlines() == ["Tesla P40 34 0 0", "NVIDIA A40 34 7 0"]
     assert [board.forced_pstate for board in driver.boards] == [8, None]
 

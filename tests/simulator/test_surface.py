@@ -41,7 +41,9 @@ nvmlDeviceGetPciInfo_v2 nvmlDeviceGetComputeRunningProcesses nvmlDeviceGetComput
 
 
 def exported(library_file):
-    lines = subprocess.run(["nm", "-D", "--defined-only", library_file], check=True, capture_output=True, text=True).stdout
+    lines = subprocess.run(
+        ["nm", "-D", "--defined-only", library_file], check=True, capture_output=True, text=True
+    ).stdout
     return {line.split()[-1].partition("@")[0] for line in lines.splitlines()}
 
 
@@ -97,13 +99,18 @@ def test_every_unknown_board_is_refused_with_the_known_ones():
 def test_an_older_library_lacks_the_symbol(make, run):
     """A symbol left out at build time is really absent: pynvml answers 13."""
     folder = build(without=["nvmlDeviceSetMemoryLockedClocks"])
-    assert exported(build() / "libnvidia-ml.so.1") - exported(folder / "libnvidia-ml.so.1") == {"nvmlDeviceSetMemoryLockedClocks"}
+    assert exported(build() / "libnvidia-ml.so.1") - exported(folder / "libnvidia-ml.so.1") == {
+        "nvmlDeviceSetMemoryLockedClocks"
+    }
     driver = make("a40", library_dir=folder)
-    said = run(driver, """
+    said = run(
+        driver,
+        """
 n.nvmlInit()
 try: n.nvmlDeviceSetMemoryLockedClocks(n.nvmlDeviceGetHandleByIndex(0), 405, 405)
 except n.NVMLError_FunctionNotFound as e: print(e.value)
-""")
+""",
+    )
     assert said.split() == ["13"]
 
 

@@ -1,0 +1,61 @@
+"""docs/metrics.md is the table of metrics, written out. MEMSCALER_UPDATE_GOLDEN=1 writes it anew."""
+
+import os
+from pathlib import Path
+
+from memscaler.observe.specs import PORT, SPECS, WAKE_LATENCY_BUCKETS_S
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+HEAD = """# Metrics
+
+Served on `http://127.0.0.1:9823/metrics` (`--metrics HOST:PORT|off`), in Prometheus's text format or OpenMetrics. Names
+and labels are a contract ([why](adr/0003-metric-names-are-a-contract.md)). This page is made from
+`memscaler/observe/specs.py`; a test compares them.
+
+*per GPU*: labels `gpu` (index), `UUID`, `pci_bus_id`, `model_name`, `hostname`. *per port*: labels `port`, `scope`.
+States: awake, cooling, parked, held, unmanaged.
+"""
+TAIL = """
+Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
+
+## Questions it answers
+
+    # watts saved, averaged over a day
+    rate(memscaler_gpu_energy_saved_joules_total[1d])
+
+    # kilowatt hours saved so far
+    memscaler_gpu_energy_saved_joules_total / 3.6e6
+
+    # share of the time parked
+    rate(memscaler_gpu_state_seconds_total{{state="parked"}}[1d])
+
+    # slow wakes: 99th percentile in seconds
+    histogram_quantile(0.99, rate(memscaler_reset_latency_seconds_bucket[1d]))
+
+    # a GPU that needs an operator
+    memscaler_gpu_state{{state="unmanaged"}} == 1
+"""
+
+
+def row(spec):
+    labels = spec.labels
+    about = ""
+    if labels[:5] == ("gpu", "UUID", "pci_bus_id", "model_name", "hostname"):
+        about, labels = "per GPU", labels[5:]
+    elif labels[:2] == PORT:
+        about, labels = "per port", labels[2:]
+    more = ", ".join(f"`{label}`" for label in labels)
+    return f"| `{spec.name}` | {spec.kind} | {'; '.join(filter(None, [about, more]))} | {spec.help} |"
+
+
+def page():
+    buckets = ", ".join(f"{bound:g}" for bound in WAKE_LATENCY_BUCKETS_S)
+    table = ["| metric | type | labels | meaning |", "|---|---|---|---|", *map(row, SPECS)]
+    return HEAD + "\n" + "\n".join(table) + "\n" + TAIL.format(buckets=buckets)
+
+
+def test_the_page_is_current():
+    """What the page says is what is served."""
+    if os.environ.get("MEMSCALER_UPDATE_GOLDEN"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(), "MEMSCALER_UPDATE_GOLDEN=1 pytest tests/demo writes it anew"
