@@ -22,7 +22,7 @@ import structlog
 
 from memscaler import __version__, resources
 from memscaler.config.schema import Settings
-from memscaler.core.errors import PermissionMissing, UsageError
+from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS, Policy
 from memscaler.core.snapshot import Snapshot
 from memscaler.daemon import lock, targets
@@ -67,7 +67,10 @@ def run(settings: Settings) -> int:
         governed = targets.find_governed(settings, driver, ports)
         _restore_left_behind(settings, driver)
         ledger = stack.enter_context(_kernel_side(settings))
-        policy = targets.watch_ports(ledger, diag, ports, governed)
+        try:
+            policy = targets.watch_ports(ledger, diag, ports, governed)
+        except OSError as error:
+            raise KernelUnavailable(f"sock_diag does not answer: {error}", hint="modprobe tcp_diag") from error
         _say_what_is_governed(settings, ledger, governed, policy)
         mailbox = Mailbox()
         _serve_metrics(settings, mailbox, stack)
@@ -86,11 +89,25 @@ def run(settings: Settings) -> int:
         )
         gc.collect()
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
-        well = loop.run()
+        well = _govern(loop)
         log.info("memscaler.stopped", every_gpu_awake=well)
         if not well:
             stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
         return 0 if well else 1
+
+
+def _govern(loop: Loop) -> bool:
+    """Run the loop. A mistake of ours ends the process on the spot: the guardian then wakes what is parked.
+
+    Unwinding first could take for ever: closing the driver waits for calls that hang.
+    """
+    try:
+        return loop.run()
+    except MemscalerError:
+        raise
+    except Exception:
+        log.exception("memscaler.failed", hint="the guardian wakes every GPU; please report this")
+        os._exit(1)
 
 
 # ---- on the way up -------------------------------------------------------------------------------------------------

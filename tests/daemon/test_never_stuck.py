@@ -90,10 +90,9 @@ def test_daemon_and_guardian_killed_together_leave_a_journal_for_restore(tmp_pat
                     restored = memscaler("restore", "--simulate", "a40", "--runtime-dir", str(tmp_path))
                     assert restored.returncode == 0, restored.stderr
                 else:
-                    again = Governor(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0")
-                    again.wait_started()
-                    assert again.events("gpu.restored")
-                    assert again.stop() == 0
+                    with governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as again:
+                        assert again.events("gpu.restored")
+                        assert again.stop() == 0
                 assert not board.locks
                 assert not list((tmp_path / "journal").glob("GPU-*"))
 
