@@ -79,7 +79,7 @@ def change(path, value):
         ("accepted", 0, "the kernel saw every connection"),
         ("connections.0.answers.0.status", 0, "every completion was answered"),
         ("used_j.0", 900, "the energy used"),
-        ("saved_j.0", 500, "energy was saved"),
+        ("saved_j.0", 600, "energy was saved"),
         ("saved_j.1", -1, "energy was saved"),
         ("spans.1", [Parked(s(3), None)], "killed with SIGKILL"),
         ("spans.1", [Parked(s(3), s(15.5), GUARDIAN)], "killed with SIGKILL"),

@@ -1,0 +1,1 @@
+"""A demonstration that checks itself: real servers, a real governor, simulated GPUs. `python -m demo --help`."""
