@@ -26,6 +26,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     PARKING  * something live, or a doorbell rang     WAKING     Wake
     PARKED   * something live, or a doorbell rang     WAKING     Wake
     PARKED     an earlier wake had no effect          WAKING     Wake, Alarm (never parked again)
+    PARKED     a prepared wake is done                AWAKE      (it came before the ring; look at once)
     PARKED     look is due                            PARKED     Look
     PARKED     survey: quiet                          PARKED     (look again in parked_look)
     PARKED     no answer in time                      WAKING     Wake
@@ -226,6 +227,10 @@ class _Governed:
                 return self.nothing()
 
     def lever(self, result: LeverResult) -> Answer:
+        if (
+            self.gpu.phase in DOWN and result.seq == self.gpu.seq + 1
+        ):  # the wake of `wakes_on_ring` came before the ring
+            self.gpu = self.enter(Phase.WAKING, seq=result.seq, touched=True)
         if result.outcome is Outcome.NO_EFFECT:
             return self.in_vain(result)
         if result.seq != self.gpu.seq:

@@ -67,6 +67,11 @@ class Machine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(slots), label="slot")
         (self.world.lose_ring if lost else self.world.ring)(slot)
 
+    @precondition(lambda self: self.world.may_hear())
+    @rule(data=st.data())
+    def hear(self, data: st.DataObject) -> None:
+        self.world.hear(data.draw(st.sampled_from(self.world.may_hear()), label="gpu"))
+
     @rule(data=st.data())
     def unreadable(self, data: st.DataObject) -> None:
         self.world.look_at_counters(self.slot(data))
@@ -192,12 +197,12 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = pytest.mark.timeout(600)(Machine.TestCase)
 TestMachine.settings = settings(
-    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 def quiet_world(**policy: int) -> World:
-    world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=10)}, **policy))
+    world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=10, min_dwell_ns=0)}, **policy))
     world.look_at_counters()
     return world
 
@@ -260,6 +265,21 @@ def test_an_unanswered_park_counts_for_the_dwell() -> None:
     assert phase(world) is Phase.COOLING
     world.run_well(woken_ns + 100)
     assert phase(world) is Phase.PARKED
+
+
+@pytest.mark.parametrize("rings_first", [True, False])
+def test_a_prepared_wake_is_taken_in_either_order(rings_first: bool) -> None:
+    """Whether the ring or the answer to the prepared wake arrives first, the GPU is awake, and parks again later."""
+    world = quiet_world()
+    world.run_toward("a", Phase.PARKED)
+    world.open(0, lost=False)
+    world.hear("a")
+    if rings_first:
+        world.ring(0)
+    world.reply("a")
+    assert phase(world) is Phase.AWAKE
+    world.run_well(world.calm_down())
+    assert world.at_rest()
 
 
 def test_a_wake_starts_the_idle_time_anew() -> None:

@@ -61,6 +61,7 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("PARKING", "something live, or a doorbell rang"): ([Counters(LIVE), Counters(RANG), HOLD], {}),
     ("PARKED", "something live, or a doorbell rang"): ([Counters(LIVE), Surveyed("g", 0, RANG), HOLD], {}),
     ("PARKED", "an earlier wake had no effect"): ([LeverResult("g", -1, Outcome.NO_EFFECT)], {}),
+    ("PARKED", "a prepared wake is done"): ([LeverResult("g", 1, Outcome.WOKEN)], {}),
     ("PARKED", "look is due"): ([Counters(QUIET)], {"due_ns": NOW_NS}),
     ("PARKED", "survey: quiet"): ([Surveyed("g", 0, QUIET)], {"asked": True}),
     ("PARKED", "no answer in time"): ([Counters(QUIET)], {"asked": True, "due_ns": NOW_NS}),

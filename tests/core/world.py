@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
-from memscaler.core.governor import DOWN, initial, step
+from memscaler.core.governor import DOWN, initial, step, wakes_on_ring
 from memscaler.core.model import (
     Action,
     Arm,
@@ -72,6 +72,7 @@ class Board:
     lever: Park | Wake | None = None  # the last one asked for
     kinds: list[str] = field(default_factory=list)
     idle_answered: bool = False
+    prepared: int | None = None  # number of the wake that its own thread carried out on a ring, before the order came
 
 
 class World:
@@ -200,6 +201,26 @@ class World:
         if isinstance(command, Wake) and outcome is Outcome.WOKEN and in_vain:
             board.replies.append(LeverResult(uuid, command.seq, Outcome.NO_EFFECT, "clocks stay down"))
 
+    def hear(self, uuid: str) -> None:
+        """The GPU's own thread hears the doorbell and carries out the prepared wake; the order will find it done."""
+        board = self.boards[uuid]
+        assert board.lever is not None
+        (prepared,) = [wake for _, wake in wakes_on_ring(self.state, self.policy) if wake.gpu == uuid]
+        assert prepared.seq == board.lever.seq + 1
+        board.down, board.prepared, board.unverified = False, prepared.seq, None
+        board.replies.append(LeverResult(uuid, prepared.seq, Outcome.WOKEN))
+
+    def may_hear(self) -> list[str]:
+        """The GPUs that are down with a doorbell on its way."""
+        return [
+            uuid
+            for uuid, board in self.boards.items()
+            if self.state.gpus[uuid].phase in DOWN
+            and board.down
+            and not board.queue
+            and any(self.watches[slot].rings for slot in self.policy.gpus[uuid].watches)
+        ]
+
     def verify(self, uuid: str, outcome: Outcome) -> None:
         """The effect of an applied park is judged."""
         board = self.boards[uuid]
@@ -244,6 +265,10 @@ class World:
         self.state, self.deadline_ns = answer.state, answer.deadline_ns
         for action in answer.actions:
             self.keep(action, seen, before)
+        if isinstance(seen, Counters):
+            rang = {slot for slot, reading in seen.readings.items() if not reading.armed}
+            prepared = [wake for watches, wake in wakes_on_ring(before, self.policy) if rang & set(watches)]
+            assert set(prepared) <= set(answer.actions)
         for uuid, alone in self.alone.items():
             solo = step(self.solo[uuid], seen, self.now_ns, alone)
             self.solo[uuid] = solo.state
@@ -274,8 +299,9 @@ class World:
     def ask(self, lever: Park | Wake) -> None:
         board = self.boards[lever.gpu]
         board.kinds.append(type(lever).__name__)
-        board.queue.append(lever)
         board.lever, board.idle_answered = lever, False
+        if lever.seq != board.prepared:
+            board.queue.append(lever)
 
     # ---- the promises ---------------------------------------------------------------------------------------------
 
