@@ -3,8 +3,12 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+# No deadlines: these machines are shared. In CI the same examples each time, so that a red run can be run again.
+settings.register_profile("memscaler", deadline=None, derandomize=IN_CI)
+settings.load_profile("memscaler")
 
 
 @pytest.hookimpl(wrapper=True)

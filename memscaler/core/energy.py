@@ -6,9 +6,13 @@ guessed: the time before the first reading, a gap longer than GAP_NS without a c
 (driver reload) without power readings. Energy between two readings is shared among the states by their time in it: tell
 the change of state first, then take a reading, and without a counter another one when the power has settled.
 
+Without a counter the power of the last reading in `parked` is held until the park ends: the next reading comes when the
+GPU works again, and a line between the two would book that work to the park.
+
 The saving has a stated baseline: the watts of this GPU while quiet with its clocks up, just before the park. It is the
-median (of two the lower one) of the last BASELINE_READINGS readings in `cooling` with utilisation 0; a park without
-such a reading claims nothing.
+median (of two the lower one) of the last BASELINE_READINGS readings with utilisation 0 that come CALM_NS or more after
+`cooling` began: many cards report a one-second average, in which the work before still shows. A park without such a
+reading claims nothing.
 
     net_saved_j   baseline_w * known parked seconds - energy while parked, over all parks; falls when a park costs
     saved_j       for a counter that must not fall: the highest value so far of the sum over all finished parks of
@@ -25,6 +29,7 @@ from memscaler.core.snapshot import GpuReading
 
 GAP_NS = 60 * SECOND_NS
 BASELINE_READINGS = 3
+CALM_NS = 3 * SECOND_NS // 2
 
 
 def _zeros() -> Mapping[str, float]:
@@ -37,8 +42,9 @@ def _no_time() -> Mapping[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One GPU's account up to `at_ns`. energy_j is None until an interval is known, `source` "" likewise.
+    """One GPU's account up to `at_ns`, in `state` since `since_ns`.
 
+    energy_j is None until an interval is known, `source` is "" likewise.
     unsampled_ns: time per state since the last reading, whose energy is not known yet.
     candidates_w: the last readings that may become the baseline.
     park_saved_j: saving of the last park; finished_saved_j: of those before, each at least 0.
@@ -46,6 +52,7 @@ class Account:
 
     state: Public
     at_ns: int
+    since_ns: int = 0
     state_ns: Mapping[str, int] = field(default_factory=_no_time)
     state_energy_j: Mapping[str, float] = field(default_factory=_zeros)
     energy_j: float | None = None
@@ -73,7 +80,7 @@ class Account:
 
 def open_account(state: Public, now_ns: int) -> Account:
     """An empty account that starts now."""
-    return Account(state, now_ns)
+    return Account(state, now_ns, now_ns)
 
 
 def observe_state(account: Account, state: Public, now_ns: int) -> Account:
@@ -81,6 +88,9 @@ def observe_state(account: Account, state: Public, now_ns: int) -> Account:
     account = _pass_time(account, now_ns)
     if state is account.state:
         return account
+    if account.state is Public.PARKED:
+        account = _hold_power(account)
+    account = replace(account, since_ns=account.at_ns)
     if state is Public.PARKED:
         return replace(
             account,
@@ -100,10 +110,20 @@ def observe_reading(account: Account, reading: GpuReading) -> Account:
     reading = replace(reading, at_ns=account.at_ns)
     account = _settle(account, reading)
     power_w = _sane(reading.power_w)
-    if account.state is Public.COOLING and reading.utilization_ratio == 0 and power_w is not None:
+    calm = account.state is Public.COOLING and account.at_ns - account.since_ns >= CALM_NS
+    if calm and reading.utilization_ratio == 0 and power_w is not None:
         candidates_w = (*account.candidates_w, power_w)[-BASELINE_READINGS:]
         account = replace(account, candidates_w=candidates_w)
     return replace(account, last=reading, unsampled_ns=_no_time())
+
+
+def _hold_power(account: Account) -> Account:
+    """As if the last reading had been taken again now; nothing for a card that counts its energy itself."""
+    last = account.last
+    if last is None or last.energy_j is not None or _sane(last.power_w) is None:
+        return account
+    again = replace(last, at_ns=account.at_ns)
+    return replace(_settle(account, again), last=again, unsampled_ns=_no_time())
 
 
 def _pass_time(account: Account, now_ns: int) -> Account:
@@ -136,9 +156,8 @@ def _settle(account: Account, reading: GpuReading) -> Account:
         energy_j=(account.energy_j or 0.0) + spent_j,
         source=source,
     )
-    parked_ns = account.unsampled_ns[
-        Public.PARKED
-    ]  # of the last park: its baseline is a reading, which closed the others
+    # Of the last park only: its baseline is a reading, which closed the others.
+    parked_ns = account.unsampled_ns[Public.PARKED]
     if account.baseline_w is None or not parked_ns:
         return account
     saved_j = account.baseline_w * parked_ns / SECOND_NS - spent_j * parked_ns / passed_ns

@@ -227,9 +227,7 @@ class _Governed:
                 return self.nothing()
 
     def lever(self, result: LeverResult) -> Answer:
-        if (
-            self.gpu.phase in DOWN and result.seq == self.gpu.seq + 1
-        ):  # the wake of `wakes_on_ring` came before the ring
+        if self.gpu.phase in DOWN and result.seq == self.gpu.seq + 1:  # a prepared wake: its answer outran the ring
             self.gpu = self.enter(Phase.WAKING, seq=result.seq, touched=True)
         if result.outcome is Outcome.NO_EFFECT:
             return self.in_vain(result)

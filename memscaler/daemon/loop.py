@@ -323,6 +323,7 @@ class Loop:
 
     def _want_snapshot(self, answer: Future[Snapshot]) -> None:
         """A fresh sample first, unless there is one; a GPU that does not answer does not hold the others up."""
+        self._feed(Counters(self._ledger.readings()))  # an awake GPU may have fallen quiet since the last look
         now_ns = time.monotonic_ns()
         self._wanted.append((now_ns - SNAPSHOT_FRESH_NS, now_ns + SNAPSHOT_WAIT_NS, answer))
         if self._recorder.oldest_sample_ns() < now_ns - SNAPSHOT_FRESH_NS:

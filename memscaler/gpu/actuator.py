@@ -243,6 +243,7 @@ class Actuator:
         if lever is None:
             self._answer(Outcome.FAILED, "no lever works on this GPU")
             return
+        self._sample()  # what it draws before the park is what the saving is counted from
         try:
             if not self._hindered(lever):
                 self._apply(lever)

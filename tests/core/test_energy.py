@@ -129,10 +129,10 @@ def test_a_park_that_costs_shows_as_such() -> None:
     account = observe_state(account, Public.AWAKE, at(40))
     account = observe_reading(account, reading(40, 80.0))
     account = observe_state(account, Public.COOLING, at(40))
-    account = observe_reading(account, reading(40, 80.0))
-    account = observe_state(account, Public.PARKED, at(40))
-    account = observe_reading(account, reading(40, 20.0))
-    account = observe_reading(account, reading(50, 20.0))
+    account = observe_reading(account, reading(42, 80.0))
+    account = observe_state(account, Public.PARKED, at(42))
+    account = observe_reading(account, reading(42, 20.0))
+    account = observe_reading(account, reading(52, 20.0))
     assert account.net_saved_j == pytest.approx(500)
     assert account.saved_j == pytest.approx(600)
 
@@ -140,9 +140,9 @@ def test_a_park_that_costs_shows_as_such() -> None:
 def test_the_baseline_is_the_middle_of_the_last_quiet_readings() -> None:
     """One odd reading does not make the baseline, busy ones do not count, and older ones are forgotten."""
     account = open_account(Public.COOLING, START_NS)
-    for at_s, power_w, busy in ((0, 300.0, 0.0), (1, 81.0, 0.0), (2, 250.0, 0.9), (3, 18.0, 0.0), (4, 80.0, 0.0)):
+    for at_s, power_w, busy in ((2, 300.0, 0.0), (3, 81.0, 0.0), (3.5, 250.0, 0.9), (4, 18.0, 0.0), (5, 80.0, 0.0)):
         account = observe_reading(account, reading(at_s, power_w, busy=busy))
-    assert observe_state(account, Public.PARKED, at(5)).baseline_w == 80.0
+    assert observe_state(account, Public.PARKED, at(6)).baseline_w == 80.0
     awake = observe_state(account, Public.AWAKE, at(5))
     cooling = observe_state(awake, Public.COOLING, at(6))
     assert observe_state(cooling, Public.PARKED, at(7)).baseline_w is None
@@ -203,12 +203,32 @@ def test_time_never_runs_backwards() -> None:
     assert account.state is Public.AWAKE
 
 
-def test_a_second_park_does_not_borrow_the_first_ones_time() -> None:
-    """Parked time that no reading has closed is not claimed with the next park's baseline."""
+def test_the_echo_of_work_is_no_baseline() -> None:
+    """A reading right after `cooling` began, which still shows the work before, does not become the baseline."""
+    account = observe_state(open_account(Public.AWAKE, START_NS), Public.COOLING, at(10))
+    early = observe_reading(account, reading(11, 300.0))
+    assert observe_state(early, Public.PARKED, at(13)).baseline_w is None
+    later = observe_reading(early, reading(12, 80.0))
+    assert observe_state(later, Public.PARKED, at(13)).baseline_w == 80.0
+
+
+@pytest.mark.parametrize("with_counter", [True, False])
+def test_a_park_does_not_pay_for_the_work_after_it(with_counter: bool) -> None:
+    """The first reading after the wake, under load, does not raise the energy of a park on a card without a counter."""
+    account = parked_at_80_w(with_counter)
+    account = observe_state(account, Public.AWAKE, at(40))
+    account = observe_reading(account, reading(50, 218.0, 2400 + 2360.0 if with_counter else None))
+    assert account.energy_j == pytest.approx(2400 + (2360 if with_counter else 180 + 1180))
+    assert account.state_energy_j["parked"] == pytest.approx(1180 if with_counter else 180)
+    assert account.saved_j == pytest.approx(0 if with_counter else 620)
+
+
+def test_a_second_park_without_a_baseline_claims_nothing() -> None:
+    """The baseline of one park is not lent to the next, and what the first one saved stays."""
     account = parked_at_80_w()
     account = observe_state(account, Public.COOLING, at(40))
     account = observe_state(account, Public.PARKED, at(50))
     assert account.baseline_w is None
     account = observe_reading(account, reading(60, 18.0))
-    assert account.saved_j == 0
+    assert account.saved_j == account.net_saved_j == pytest.approx(620)
     assert account.state_energy_j["parked"] == pytest.approx(18.0 * 20)

@@ -165,7 +165,7 @@ def test_metrics_tell_what_happened(tmp_path):
             "--port",
             f"{port_of(server)}:gpu0,gpu1",
             "--idle-after",
-            "1s",
+            "2s",
             "--metrics",
             "127.0.0.1:0",
         ) as governor,

@@ -87,6 +87,8 @@ class Bench:
         result: LeverResult | Sample | None = None
         for outcome in outcomes:
             result = self.next()
+            while isinstance(result, Sample):  # taken before each park
+                result = self.next()
             assert isinstance(result, LeverResult)
             assert (result.outcome, result.seq) == (outcome, self.seq), result.reason
         assert isinstance(result, LeverResult)
