@@ -69,6 +69,7 @@ def floor_on(server: socket.socket) -> Iterator[multiprocessing.connection.Conne
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=floor_process, args=(port_of(server), theirs))
     process.start()
+    theirs.close()  # so that its death ends our waiting
     try:
         ours.recv()
         yield ours

@@ -1,6 +1,8 @@
 """For all tests: in CI a skipped test is a failed one, because what is skipped everywhere is tested nowhere."""
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,3 +31,12 @@ def _failed_if_skipped(report, name):
         report.outcome = "failed"
         report.longrepr = f"{name}: skipped in CI: {reason}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leave_no_mount():
+    """`ip netns add` makes /run/netns a mount; where it was none before, it is none afterwards."""
+    before = os.path.ismount("/run/netns")
+    yield
+    if not before and os.path.ismount("/run/netns") and not any(Path("/run/netns").iterdir()):
+        subprocess.run(["umount", "/run/netns"], check=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memscaler.kernel.attachment import DISTRIBUTION_PYTHON
-from tests.kernel.worlds import BPF, ROOT, Child, connected, listener, run
+from tests.kernel.worlds import BPF, ROOT, Child, connected, inside, listener
 
 LOADER_DIR = ROOT / "memscaler" / "kernel"
 
@@ -66,8 +66,9 @@ def busy(processes: int = 2) -> Iterator[None]:
 def handle_packets_in_interrupts(netns: str) -> None:
     """Receive packet steering on lo: like with a real network card, another CPU's interrupt handles a packet."""
     mask = f"{(1 << (os.cpu_count() or 1)) - 1:x}"
-    name = netns.rsplit("/", 1)[1]
-    run("ip", "netns", "exec", name, "sh", "-c", f"echo {mask} > /sys/class/net/lo/queues/rx-0/rps_cpus")
+    own_sys = "mount --make-rprivate /sys; mount -t sysfs none /sys"  # /sys shows the namespace that mounted it
+    steer = f"{own_sys}; echo {mask} > /sys/class/net/lo/queues/rx-0/rps_cpus"
+    inside(netns, "unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", steer)
 
 
 def open_and_close(netns: str, port: int, processes: int, each: int) -> None:

@@ -21,9 +21,9 @@ from tests.kernel.worlds import (
     Port,
     assert_eventually,
     connected,
+    inside,
     listener,
     live_by_proc,
-    run,
     sysctl,
     world_of,
 )
@@ -137,7 +137,7 @@ def test_churn():
         sysctl(world.netns, "net.ipv4.tcp_max_tw_buckets", "2000")
         name = world.netns.rsplit("/", 1)[1]
         for number in range(1, WORKERS + 1):
-            run("ip", "-n", name, "addr", "add", f"fd00::{number}/128", "dev", "lo", "nodad")
+            inside(name, "ip", "addr", "add", f"fd00::{number}/128", "dev", "lo", "nodad")
         ports = [Port(world) for _ in range(WATCHES)]
         numbers = [port.number for port in ports]
         started = time.monotonic()

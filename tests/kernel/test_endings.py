@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from tests.kernel.worlds import Port, assert_eventually, connected, run
+from tests.kernel.worlds import Port, assert_eventually, connected, inside
 
 
 @pytest.mark.parametrize("end", ["sport", "dport"])
@@ -13,7 +13,7 @@ def test_killed_by_ss(port: Port, end):
     port.pair(port.listen())
     port.settles(1)
     name = port.world.netns.rsplit("/", 1)[1]
-    run("ip", "netns", "exec", name, "ss", "-K", "-tn", "state", "established", f"{end} = :{port.number}")
+    inside(name, "ss", "-K", "-tn", "state", "established", f"{end} = :{port.number}")
     port.settles(0)
 
 
@@ -23,8 +23,8 @@ def unplugged(port: Port):
     _, accepted = port.pair(port.listen())
     port.settles(1)
     name = port.world.netns.rsplit("/", 1)[1]
-    yield accepted, lambda: run("ip", "-n", name, "link", "set", "lo", "down")
-    run("ip", "-n", name, "link", "set", "lo", "up")
+    yield accepted, lambda: inside(name, "ip", "link", "set", "lo", "down")
+    inside(name, "ip", "link", "set", "lo", "up")
 
 
 def test_user_timeout(port: Port, unplugged):
@@ -55,7 +55,7 @@ def test_lingering_states(port: Port):
     name = port.world.netns.rsplit("/", 1)[1]
 
     def states() -> str:
-        return run("ip", "netns", "exec", name, "ss", "-H", "-tan", f"sport = :{port.number}")
+        return inside(name, "ss", "-H", "-tan", f"sport = :{port.number}")
 
     assert_eventually(lambda: "FIN-WAIT-2" in states(), states)
     holding.close()

@@ -4,11 +4,13 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,16 @@ def through(tmp_path: Path):
     return make
 
 
+@pytest.fixture
+def loader_for_everybody(monkeypatch):
+    """The loader where a user without any right can read it; the repository may lie in somebody's home."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(attachment, "LOADER", Path(shutil.copy(attachment.LOADER, folder)))
+        monkeypatch.setitem(globals(), "BPF", Path(shutil.copytree(BPF, f"{folder}/bpf")))
+        yield
+
+
 def load(python: str, **options):
     attached = attachment.load(BPF, loader_python=python, **options)
     try:
@@ -57,8 +69,13 @@ def count_one(attached: attachment.Attachment) -> None:
     ledger.close()
 
 
+# In a chroot / is no mount, and unshare's own way to keep mounts private fails.
+UNSHARE = "unshare --mount --propagation unchanged"
+PRIVATE = "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /sys"
+
+
 def in_mount_namespace(commands: str) -> str:
-    return f'exec unshare -m sh -c \'{commands}; exec {PYTHON} "$@"\' sh "$@"'
+    return f'exec {UNSHARE} sh -c \'{PRIVATE}; {commands}; exec {PYTHON} "$@"\' sh "$@"'
 
 
 def failure(python: str) -> MemscalerError:
@@ -107,7 +124,7 @@ def test_cgroup2_of_a_container(through):
     child.mkdir()
     try:
         mount = f"umount -l {cgroup_mounts()[0]}; mount -t cgroup2 none {cgroup_mounts()[0]}"
-        enter = f'echo $$ > {child}/cgroup.procs\nexec unshare -C -m sh -c \'{mount}; exec {PYTHON} "$@"\' sh "$@"'
+        enter = f'echo $$ > {child}/cgroup.procs\nexec {UNSHARE} --cgroup sh -c \'{PRIVATE}; {mount}; exec {PYTHON} "$@"\' sh "$@"'
         attached = load(through(enter))
         assert not attached.sees_every_open
     finally:
@@ -174,6 +191,7 @@ def test_python_that_is_not_there():
 
 
 @pytest.mark.parametrize("capabilities", [[], CAPABILITIES[:3]], ids=["none", "without DAC_READ_SEARCH"])
+@pytest.mark.usefixtures("loader_for_everybody")
 def test_no_permission(through, capabilities):
     """Without capabilities: who to be, or what to grant; exit code 4."""
     error = failure(through(as_nobody(*capabilities)))

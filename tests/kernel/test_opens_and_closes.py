@@ -18,11 +18,11 @@ from tests.kernel.worlds import (
     assert_eventually,
     connected,
     forge_syns,
+    inside,
     listener,
     namespace,
     new_socket,
     reset,
-    run,
 )
 
 pytestmark = pytest.mark.parametrize("world", HOOKS, indirect=True, scope="module")
@@ -186,14 +186,14 @@ def test_vanished_container(world: World):
     port = Port(world)
     with namespace() as outside:
         outside_name, inside_name = (path.rsplit("/", 1)[1] for path in (outside, world.netns))
-        run("ip", "-n", inside_name, "link", "add", "ms0", "type", "veth", "peer", "name", "ms1", "netns", outside_name)
+        inside(inside_name, "ip", "link", "add", "ms0", "type", "veth", "peer", "name", "ms1", "netns", outside_name)
         for name, link, address in ((inside_name, "ms0", "10.99.0.1/24"), (outside_name, "ms1", "10.99.0.2/24")):
-            run("ip", "-n", name, "addr", "add", address, "dev", link)
-            run("ip", "-n", name, "link", "set", link, "up")
+            inside(name, "ip", "addr", "add", address, "dev", link)
+            inside(name, "ip", "link", "set", link, "up")
         child = port.child(lambda: accept_in_background(listener(world.netns, port.number, "10.99.0.1"), "unsent"))
         client = connected(outside, port.number, "10.99.0.1")
         port.settles(1)
-        run("ip", "-n", outside_name, "link", "del", "ms1")
+        inside(outside_name, "ip", "link", "del", "ms1")
         child.kill()
         port.settles(0, within_s=1.0)
         client.close()

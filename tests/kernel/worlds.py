@@ -47,13 +47,21 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def inside(netns: str, *command: str) -> str:
+    """Run a command in the network namespace of this path or name.
+
+    Not `ip -n` or `ip netns exec`: those make the root a slave mount, which fails in a chroot.
+    """
+    return run("nsenter", f"--net=/run/netns/{netns.rsplit('/', 1)[-1]}", *command)
+
+
 @contextlib.contextmanager
 def namespace() -> Iterator[str]:
     """Path of a new network namespace with a loopback interface."""
     name = f"ms-test-{os.getpid()}-{next(_names)}"
     run("ip", "netns", "add", name)
     try:
-        run("ip", "-n", name, "link", "set", "lo", "up")
+        inside(name, "ip", "link", "set", "lo", "up")
         yield f"/run/netns/{name}"
     finally:
         with contextlib.suppress(AssertionError):  # a test may have deleted it
@@ -101,12 +109,11 @@ def reset(sock: socket.socket) -> None:
 
 def forge_syns(netns: str, wanted: Sequence[tuple[int, int, bytes]]) -> None:
     """Send SYNs (port, source port, data) to 10.98.0.1 from 10.98.0.9, which does not exist: no SYN-ACK is answered."""
-    name = netns.rsplit("/", 1)[1]
-    if "ms-void0" not in run("ip", "-n", name, "link"):
-        run("ip", "-n", name, "link", "add", "ms-void0", "type", "veth", "peer", "name", "ms-void1")
-        run("ip", "-n", name, "addr", "add", "10.98.0.1/24", "dev", "ms-void0")
-        run("ip", "-n", name, "link", "set", "ms-void0", "up")
-        run("ip", "-n", name, "link", "set", "ms-void1", "up")
+    if "ms-void0" not in inside(netns, "ip", "link"):
+        inside(netns, "ip", "link", "add", "ms-void0", "type", "veth", "peer", "name", "ms-void1")
+        inside(netns, "ip", "addr", "add", "10.98.0.1/24", "dev", "ms-void0")
+        inside(netns, "ip", "link", "set", "ms-void0", "up")
+        inside(netns, "ip", "link", "set", "ms-void1", "up")
     with entered(netns):
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with raw:

@@ -111,21 +111,14 @@ def test_killed_at_any_instant(make, run):
 def test_unprivileged_process(make, run):
     """With the rule "euid" only root may write, and everybody may read."""
     driver = make("a40", permission="euid")
-    driver.state_path.parent.chmod(0o755)
-    code = (
-        "try: os.setuid(65534)\nexcept PermissionError: pass\n"
-        + INIT
-        + """
+    code = """
 print(n.nvmlDeviceGetClockInfo(h, 2))
 try: n.nvmlDeviceResetMemoryLockedClocks(h); print(0)
 except n.NVMLError as e: print(e.value)
 """
-    )
-    root_only = run(driver, INIT + "print(os.geteuid())").strip() == "0"
-    if root_only and any(not parent.stat().st_mode & 1 for parent in driver.state_path.parents):
-        driver.set_permission("deny")  # pytest's folder is closed to others: ask as root
-        code = code.partition("\n")[2].partition("\n")[2]
-    assert run(driver, code).split() == ["7251", "4"]
+    assert run(driver, INIT + code).split() == ["7251", "0"]
+    # only then: the interpreter and its packages may lie where nobody else can read
+    assert run(driver, INIT + "os.seteuid(65534)\n" + code).split() == ["7251", "4"]
 
 
 def test_fork(make, run):
