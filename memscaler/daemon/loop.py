@@ -334,8 +334,10 @@ class Loop:
         ready = [wanted for wanted in self._wanted if oldest_ns >= wanted[0] or now_ns >= wanted[1]]
         for wanted in ready:
             self._wanted.remove(wanted)
+            snapshot = self._recorder.snapshot(self._state, self._ledger, now_ns)
             with contextlib.suppress(InvalidStateError):  # the asker has given up
-                wanted[2].set_result(self._recorder.snapshot(self._state, self._ledger, now_ns))
+                if snapshot is not None:
+                    wanted[2].set_result(snapshot)
 
     # ---- the guardian ---------------------------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ Called by the loop after the hand-over of actions, never before, so that telling
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -19,6 +21,26 @@ from memscaler.core.snapshot import GpuReading, GpuSnapshot, Identity, KernelSna
 from memscaler.gpu.reports import WakeTiming
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
 from memscaler.observe.histogram import Latencies
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def telling(otherwise: object) -> Callable[[Method], Method]:
+    """For what only tells: a mistake in it is logged and answered with `otherwise`. It must not end governing."""
+
+    def wrap(tell: Method) -> Method:
+        @functools.wraps(tell)
+        def safely(self: Recorder, *arguments: Any) -> Any:
+            try:
+                return tell(self, *arguments)
+            except Exception:
+                self.log.exception("telling.failed", what=tell.__name__)
+                return otherwise
+
+        return cast("Method", safely)
+
+    return wrap
+
 
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
 
@@ -58,14 +80,15 @@ class Recorder:
     def __init__(self, facts: Facts, log: structlog.typing.FilteringBoundLogger) -> None:
         now_ns = time.monotonic_ns()
         self._facts = facts
-        self._log = log
+        self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus = {uuid: _Gpu(None, now_ns, energy.open_account(Public.AWAKE, now_ns)) for uuid in facts.identities}
         self._guardian_restarts = 0
 
     # ---- the governor ---------------------------------------------------------------------------------------------
 
-    def states(self, state: GovernorState, now_ns: int) -> list[str]:
+    @telling(())
+    def states(self, state: GovernorState, now_ns: int) -> Sequence[str]:
         """Note every change of a public state. Returns the GPUs that changed."""
         changed = []
         for uuid, gpu in state.gpus.items():
@@ -80,25 +103,29 @@ class Recorder:
                 mine.reason = gpu.distrust
             if not first:
                 mine.transitions[public] += 1
-                self._log.info(
+                self.log.info(
                     "gpu.changed_state", gpu=self._index(uuid), state=str(public), was=str(was), reason=mine.reason
                 )
-        return changed
+        return tuple(changed)
 
+    @telling(None)
     def park_asked(self, uuid: str, seq: int) -> None:
         self._gpus[uuid].reason = "quiet"
-        self._log.debug("gpu.park_asked", gpu=self._index(uuid), seq=seq)
+        self.log.debug("gpu.park_asked", gpu=self._index(uuid), seq=seq)
 
+    @telling(None)
     def wake_asked(self, uuid: str, seq: int, reason: str, rang_ns: int) -> None:
         """rang_ns: kernel time of the connection, 0 if it was no doorbell that woke."""
         self._gpus[uuid].reason = reason
         self._gpus[uuid].asked = (seq, reason, rang_ns)
 
+    @telling(None)
     def alarm(self, uuid: str, reason: str) -> None:
-        self._log.error("gpu.alarmed", gpu=self._index(uuid), reason=reason)
+        self.log.error("gpu.alarmed", gpu=self._index(uuid), reason=reason)
 
     # ---- the actuators --------------------------------------------------------------------------------------------
 
+    @telling(None)
     def lever_answered(self, result: LeverResult) -> None:
         mine = self._gpus[result.gpu]
         if result.outcome in WAKE_FAILURES:
@@ -106,10 +133,11 @@ class Recorder:
             self.error(result.gpu, op, result.reason or str(result.outcome))
         elif result.outcome in (Outcome.BUSY, Outcome.NOTHING_TO_GAIN):
             mine.reason = result.reason
-            self._log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
+            self.log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
         elif result.outcome in (Outcome.APPLIED, Outcome.VERIFIED):
-            self._log.debug("gpu.park_answered", gpu=self._index(result.gpu), outcome=str(result.outcome))
+            self.log.debug("gpu.park_answered", gpu=self._index(result.gpu), outcome=str(result.outcome))
 
+    @telling(None)
     def woke(self, timing: WakeTiming) -> None:
         """The driver call of a wake returned."""
         mine = self._gpus[timing.gpu]
@@ -121,8 +149,9 @@ class Recorder:
             told = {"latency_us": latency_ns // 1000, "driver_call_us": call_us}
         else:
             told = {"driver_call_us": call_us}
-        self._log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, **told)
+        self.log.info("gpu.woken", gpu=self._index(timing.gpu), reason=reason, **told)
 
+    @telling(None)
     def sampled(self, uuid: str, reading: GpuReading) -> None:
         mine = self._gpus[uuid]
         mine.reading, mine.sampled_ns = reading, reading.at_ns
@@ -132,48 +161,59 @@ class Recorder:
         """The time of the last sample of that GPU whose last sample is oldest."""
         return min(gpu.sampled_ns for gpu in self._gpus.values())
 
+    @telling(None)
     def error(self, uuid: str, op: str, reason: str) -> None:
         self._gpus[uuid].errors[op] += 1
-        self._log.warning("driver.failed", gpu=self._index(uuid), op=op, reason=reason)
+        self.log.warning("driver.failed", gpu=self._index(uuid), op=op, reason=reason)
 
+    @telling(None)
     def note(self, uuid: str, event: str, detail: str) -> None:
         if event == "gpu.sample_failed":
             self._gpus[uuid].errors["sample"] += 1
             self._gpus[uuid].reading = None
-        self._log.warning(event, gpu=self._index(uuid), detail=detail)
+        self.log.warning(event, gpu=self._index(uuid), detail=detail)
 
     # ---- the kernel side and the rest -----------------------------------------------------------------------------
 
+    @telling(None)
     def corrected(self, watch: Watch, corrections: Corrections, reason: str) -> None:
         if corrections.added or corrections.removed:
             what = {"added": corrections.added, "removed": corrections.removed}
-            self._log.info("connections.corrected", port=watch.port, reason=reason, **what)
+            self.log.info("connections.corrected", port=watch.port, reason=reason, **what)
 
+    @telling(None)
     def ledger_failed(self, error: str) -> None:
-        self._log.error("ledger.failed", err=error)
+        self.log.error("ledger.failed", err=error)
 
+    @telling(None)
     def guardian_died(self) -> None:
         self._guardian_restarts += 1
-        self._log.error("guardian.died", hint="every GPU is kept awake until another one is ready")
+        self.log.error("guardian.died", hint="every GPU is kept awake until another one is ready")
 
+    @telling(None)
     def guardian_ready(self, pid: int) -> None:
-        self._log.info("guardian.started", pid=pid)
+        self.log.info("guardian.started", pid=pid)
 
+    @telling(None)
     def started(self) -> None:
-        self._log.info("memscaler.started", version=self._facts.version, driver=self._facts.driver_version)
+        self.log.info("memscaler.started", version=self._facts.version, driver=self._facts.driver_version)
 
+    @telling(None)
     def stopping(self, reason: str) -> None:
-        self._log.info("memscaler.stopping", reason=reason)
+        self.log.info("memscaler.stopping", reason=reason)
 
+    @telling(None)
     def left_parked(self, uuid: str) -> None:
-        self._log.error("gpu.left_parked", gpu=self._index(uuid), hint="run `memscaler restore`")
+        self.log.error("gpu.left_parked", gpu=self._index(uuid), hint="run `memscaler restore`")
 
+    @telling("")
     def summary(self, state: GovernorState) -> str:
         """One line for `systemctl status`."""
         counts = Counter(str(public_state(gpu)) for gpu in state.gpus.values())
         return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
-    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int) -> Snapshot:
+    @telling(None)
+    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int) -> Snapshot | None:
         """Everything that is known now."""
         return Snapshot(
             at_ns=now_ns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of
+from memscaler.simulator import SimulatedDriver
+from tests.governor import REPOSITORY, Governor, alive, connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
@@ -217,3 +219,37 @@ def child(pid: int, word: str) -> int | None:
             if int(stat[1]) == pid and word in (entry / "cmdline").read_text():
                 return int(entry.name)
     return None
+
+
+def test_a_mistake_in_telling_does_not_end_governing(tmp_path):
+    """Accounts and log are bookkeeping: what goes wrong in them is logged, and GPUs park and wake as before."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import sys\n"
+        "from memscaler.cli import govern\n"
+        "from memscaler.core import energy\n"
+        "energy.observe_state = None\n"
+        "govern.main()\n"
+    )
+    with listener() as server:
+        told = {"watch": [f"{port_of(server)}:gpu0"], "idle_after": "200ms", "simulate": "a40", "metrics": "off"}
+        told |= {"runtime_dir": str(tmp_path / "run"), "log_format": "json"}
+        command = [sys.executable, str(broken), json.dumps({"flags": told, "config": None})]
+        (tmp_path / "run").mkdir()
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+        try:
+            state = tmp_path / "run" / "simulator" / "state"
+            eventually(state.exists)
+            board = SimulatedDriver.attach(state).boards[0]
+            eventually(lambda: board.locks)
+            with connect(server):
+                eventually(lambda: not board.locks, within_s=2)
+            server.accept()[0].close()
+            eventually(lambda: board.locks)
+            process.terminate()
+            assert process.wait(10) == 0
+            assert not board.locks
+            assert "telling.failed" in (tmp_path / "log").read_text()
+        finally:
+            process.kill()
