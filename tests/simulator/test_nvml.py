@@ -217,7 +217,7 @@ def test_energy_is_monotonic_and_the_integral_of_power(nvml):
             before = now
     assert readings == sorted(readings)
     assert board.energy_j - start_j == pytest.approx(expected, rel=0.15)  # the machine may have been busy in between
-    assert readings[-1] <= board.energy_j * 1000 <= n.nvmlDeviceGetTotalEnergyConsumption(handle)
+    assert readings[-1] <= board.energy_j * 1000 <= n.nvmlDeviceGetTotalEnergyConsumption(handle) + 1  # whole mJ
 
 
 def test_utilisation_and_power_limit(nvml):
