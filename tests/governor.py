@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,16 +44,26 @@ class Governor:
         *arguments: str,
         python: str = sys.executable,
         prefix: tuple[str, ...] = (),
+        cwd: Path = REPOSITORY,
+        env: Mapping[str, str] | None = None,
+        run_file: bool = False,
     ) -> None:
+        """run_file: start the package by its path, not by its name, whatever the current folder holds."""
         self.runtime_dir = runtime_dir
         runtime_dir.mkdir(parents=True, exist_ok=True)
         self.log_path = runtime_dir / f"log-{time.monotonic_ns()}"
-        command = [*prefix, python, "-m", "memscaler", "run", "--simulate", boards, "--runtime-dir", str(runtime_dir)]
+        what = ["-P", str(REPOSITORY / "memscaler" / "__main__.py")] if run_file else ["-m", "memscaler"]
+        command = [*prefix, python, *what, "run", "--simulate", boards, "--runtime-dir", str(runtime_dir)]
         command += ["--log-format", "json", *arguments]
         if "--metrics" not in arguments:
             command += ["--metrics", "off"]
+        environment = {**os.environ, **(env or {})}
+        if run_file:
+            environment["PYTHONPATH"] = str(REPOSITORY)
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, env=environment
+            )
 
     @functools.cached_property
     def driver(self) -> SimulatedDriver:

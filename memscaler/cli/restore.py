@@ -1,16 +1,20 @@
 """`memscaler restore`: undo what a memscaler that is gone left behind.
 
-Reads no configuration file: it must work when that is broken.
+Of the configuration file it wants only where the journal is, and does without it if the file is broken.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memscaler.cli.options import Json, RuntimeDir, Simulate
+
+if TYPE_CHECKING:
+    from memscaler.config.schema import Settings
 
 FAILED, NO_PERMISSION = 1, 4
 
@@ -24,13 +28,14 @@ def restore(
     simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
-    """Wake what a memscaler that is gone left parked. May be run at any time, any number of times."""
+    """Wake what a memscaler that is gone left parked. May be run any number of times, but not beside a running one."""
     from memscaler.cli.simulated import simulate as start_simulation
-    from memscaler.config.load import without_file
     from memscaler.daemon.guardian import JOURNAL
+    from memscaler.daemon.lock import refuse_beside_daemon
     from memscaler.gpu.restore import restore_from
 
-    settings = without_file({"runtime_dir": runtime_dir, "simulate": simulate}, os.environ)
+    settings = _settings({"runtime_dir": runtime_dir, "simulate": simulate})
+    refuse_beside_daemon(settings.runtime_dir)
     start_simulation(settings.simulate, settings.runtime_dir)
     report = restore_from(settings.runtime_dir / JOURNAL, all_levers=everything)
     if as_json:
@@ -41,3 +46,13 @@ def restore(
         print(report)
     if not report.ok:
         raise typer.Exit(NO_PERMISSION if report.permission_missing else FAILED)
+
+
+def _settings(flags: Mapping[str, object]) -> Settings:
+    from memscaler.config.load import load, without_file
+    from memscaler.core.errors import ConfigError
+
+    try:
+        return load(flags, os.environ)
+    except (ConfigError, OSError):
+        return without_file(flags, os.environ)

@@ -33,9 +33,13 @@ class ConfigError(MemscalerError):
 
 
 class DaemonRunning(MemscalerError):
-    """Another memscaler governs this machine already."""
+    """Another memscaler governs this machine already; `pid` is its process."""
 
     hint = "stop it first (`systemctl stop memscaler`), or give this one another --runtime-dir in a test"
+
+    def __init__(self, pid: str) -> None:
+        super().__init__(f"memscaler runs already (pid {pid})")
+        self.pid = pid
 
 
 class PermissionMissing(MemscalerError):

@@ -48,7 +48,7 @@ the last activity in the counters, and the end of that idle period cannot have p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from memscaler.core.model import (
@@ -104,15 +104,25 @@ class Step:
 Answer = tuple[GpuState, tuple[Action, ...]]
 
 
-def initial(policy: Policy, now_ns: int, unmanaged: Mapping[str, str] | None = None) -> GovernorState:
-    """Every GPU awake, its idle timer starting now. `unmanaged`: GPU -> why no lever can work on it."""
+def initial(
+    policy: Policy,
+    now_ns: int,
+    unmanaged: Mapping[str, str] | None = None,
+    left_behind: Collection[str] = (),
+) -> GovernorState:
+    """Every GPU awake, its idle timer starting now.
+
+    unmanaged: GPU -> why no lever can work on it. left_behind: GPUs that an earlier run left parked; they are to be
+    woken first, for as long as it takes.
+    """
     reasons = unmanaged or {}
     gpus = {
         uuid: GpuState(
-            phase=Phase.UNMANAGED if uuid in reasons else Phase.AWAKE,
+            phase=Phase.WAKING if uuid in left_behind else Phase.UNMANAGED if uuid in reasons else Phase.AWAKE,
             since_ns=now_ns,
-            due_ns=0 if uuid in reasons else now_ns,
+            due_ns=now_ns if uuid in left_behind or uuid not in reasons else 0,
             quiet_floor_ns=now_ns,
+            touched=uuid in left_behind,
             distrust=reasons.get(uuid, ""),
         )
         for uuid in policy.gpus

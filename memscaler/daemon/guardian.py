@@ -16,8 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+
+if __name__ == "__main__":  # a checkout that is not installed; otherwise it is there already
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from memscaler.core.errors import MemscalerError
 from memscaler.gpu.restore import restore_from
@@ -36,10 +40,12 @@ class Guardian:
         self._channel = ours
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module, our own interpreter
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(runtime_dir)],
+                # -P: modules come from where memscaler is installed, never from the folder that it was started in
+                [sys.executable, "-P", __file__, str(theirs.fileno()), str(runtime_dir.absolute())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                cwd="/",
                 env={**os.environ, **environment},
             )
         self.pid = self._process.pid
@@ -48,8 +54,11 @@ class Guardian:
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> bool:
         """True once it watches over us."""
-        readable, _, _ = select.select([self._channel], [], [], timeout_s)
-        return bool(readable) and self._channel.recv(16) == READY
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        with contextlib.suppress(ConnectionError):
+            return bool(poll.poll(timeout_s * 1000)) and self._channel.recv(16) == READY
+        return False
 
     def dismiss(self) -> None:
         """Everything is awake: it may go."""
@@ -72,20 +81,25 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-1000")
     channel = socket.socket(fileno=int(arguments[0]))
-    channel.send(READY)
     said = b""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError):  # dead already: all the more to do
+        channel.send(READY)
         said = channel.recv(16)
     return 0 if said == GOODBYE else rescue(Path(arguments[1]))
 
 
 def rescue(runtime_dir: Path) -> int:
     """Wake what the journal says is parked; exit status as of `memscaler restore`."""
-    try:
-        report = restore_from(runtime_dir / JOURNAL, budget_s=RESTORE_BUDGET_S)
-    except MemscalerError as error:
-        sys.stderr.write(f"memscaler guardian: {error}; run `memscaler restore`\n")
-        return error.exit_code
+    end = time.monotonic() + RESTORE_BUDGET_S
+    while True:
+        try:
+            report = restore_from(runtime_dir / JOURNAL, budget_s=end - time.monotonic())
+            break
+        except MemscalerError as error:
+            sys.stderr.write(f"memscaler guardian: {error}; run `memscaler restore`\n")
+            if time.monotonic() > end:
+                return error.exit_code
+        time.sleep(1)
     for gpu in report.gpus:
         sys.stderr.write(f"memscaler guardian: the daemon died; {gpu}\n")
     return 0 if report.ok else 1

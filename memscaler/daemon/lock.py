@@ -23,15 +23,35 @@ def acquire(runtime_dir: Path) -> int:
     """Take the lock and return its descriptor, which holds it until the process ends, however it ends."""
     path = runtime_dir / "lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Readable for nobody else: a lock can be taken through any descriptor.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(fd, 0o600)
     except PermissionError as error:
         raise PermissionMissing(f"cannot write {path}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        pid = _pid(fd)
         os.close(fd)
-        raise DaemonRunning(f"memscaler runs already (pid {pid or 'unknown'})") from error
+        raise DaemonRunning(pid) from error
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def refuse_beside_daemon(runtime_dir: Path) -> None:
+    """Raise DaemonRunning if a daemon governs with this directory. Says nothing if we may not look."""
+    try:
+        fd = os.open(runtime_dir / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DaemonRunning(_pid(fd)) from error
+    finally:
+        os.close(fd)
+
+
+def _pid(fd: int) -> str:
+    return os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"

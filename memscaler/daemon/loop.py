@@ -10,6 +10,7 @@ governor's step, accounts and log follow when they answer, or THINK_AFTER_S late
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import time
@@ -57,6 +58,7 @@ GUARDIAN_PAUSE_NS = SECOND_NS
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
+JOIN_S = 0.2
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 SNAPSHOT_WAIT_NS = 250_000_000
 SNAPSHOT_FRESH_NS = SECOND_NS
@@ -107,7 +109,8 @@ class Loop:
         self._guardian = parts.start_guardian() if parts.start_guardian else None
         self._epoll = select.epoll()
         now_ns = time.monotonic_ns()
-        self._state = governor.initial(parts.policy, now_ns, parts.unmanaged)
+        left_behind = [uuid for uuid, actuator in parts.actuators.items() if actuator.left_behind]
+        self._state = governor.initial(parts.policy, now_ns, parts.unmanaged, left_behind)
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
         self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
@@ -132,14 +135,25 @@ class Loop:
                 raise MemscalerError("the guardian process does not start", hint="see the log above")
             self._recorder.guardian_ready(self._guardian.pid)
             self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        self._mind_signals()
         self._note_states(time.monotonic_ns())
         self._recorder.started()
         self._notifier.send("READY=1")
         while not self._ended():
             self._turn()
         return self._leave()
+
+    def _mind_signals(self) -> None:
+        """End well when asked to, and never be stopped: a stopped governor could not wake anything."""
+        # A signal that comes just before epoll_wait would otherwise be handled after it.
+        self._signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._signal_pipe[1], warn_on_full_buffer=False)
+        self._epoll.register(self._signal_pipe[0], select.EPOLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
 
     def _ended(self) -> bool:
         if not self._stop_by_ns:
@@ -154,7 +168,10 @@ class Loop:
             self._recorder.left_parked(uuid)
         if self._guardian is not None:
             self._guardian.close() if left else self._guardian.dismiss()
-        return not left
+        for actuator in self._actuators.values():
+            actuator.close()
+        # One that hangs in the driver would make closing the driver hang too.
+        return not left and all(actuator.join(JOIN_S) for actuator in self._actuators.values())
 
     # ---- one turn -------------------------------------------------------------------------------------------------
 
@@ -162,11 +179,13 @@ class Loop:
         wait_ns = self._next_ns() - time.monotonic_ns()
         ready = {fd for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS)}
         if self._doorbell.fd in ready:
-            self._wake_the_deaf()
+            self._wake_who_rang(deaf_only=True)
             # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
             ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
             self._doorbell.silence()
             self._feed(Counters(self._ledger.readings()))
+        if self._signal_pipe[0] in ready:
+            os.read(self._signal_pipe[0], 64)  # its handler has run by now
         if self._mailbox.fd in ready:
             self._read_mail()
         if self._guardian is not None and self._guardian.pidfd in ready:
@@ -175,12 +194,12 @@ class Loop:
             self._guardian_spoke()
         self._timers(time.monotonic_ns())
 
-    def _wake_the_deaf(self) -> None:
-        """Wake the GPUs whose watches rang and whose actuators do not hear it by themselves."""
+    def _wake_who_rang(self, *, deaf_only: bool) -> None:
+        """Wake the GPUs whose watches rang; those whose actuators hear the doorbell themselves need no telling."""
         is_armed = self._ledger.counters.is_armed
         for slots, wake in self._ready_wakes:
             actuator = self._actuators[wake.gpu]
-            if not actuator.listens and not all(map(is_armed, slots)):
+            if not (deaf_only and actuator.listens) and not all(map(is_armed, slots)):
                 actuator.wake(wake.seq)
 
     def _next_ns(self) -> int:
@@ -254,6 +273,8 @@ class Loop:
                 self._actuators[uuid].park(seq)
                 self._check_due_ns = time.monotonic_ns() + CHECK_AFTER_NS
             case Arm(uuid, seq):
+                # Arming a watch that is shared would make another GPU's ring unheard.
+                self._wake_who_rang(deaf_only=False)
                 for slot in self._policy.gpus[uuid].watches:
                     self._ledger.counters.arm(slot)
                 self._survey(uuid, seq)
@@ -262,6 +283,8 @@ class Loop:
             case Reconcile(reason):
                 if self._reconcile(self._ledger.watches, reason):
                     self._seen.append(Counters(self._ledger.readings()))
+                else:
+                    self._seen.append(Doubt("sock_diag does not answer"))
             case Alarm(uuid, reason):
                 self._recorder.alarm(uuid, reason)
 
@@ -274,9 +297,8 @@ class Loop:
     def _reconcile(self, slots: Iterable[int], reason: str) -> bool:
         """False if the ledger cannot be asked now: then nothing may be parked on its word."""
         try:
-            for slot in slots:
-                watch = self._ledger.watches[slot]
-                self._recorder.corrected(watch, self._ledger.reconcile(watch), reason)
+            for slot, corrections in self._ledger.reconcile_all(slots).items():
+                self._recorder.corrected(self._ledger.watches[slot], corrections, reason)
         except OSError as error:
             self._recorder.ledger_failed(str(error))
             return False
@@ -303,6 +325,8 @@ class Loop:
                     self._recorder.woke(message)
                 case Sample():
                     self._recorder.sampled(message.gpu, message.reading)
+                    if message.reading.utilization_ratio and self._state.gpus[message.gpu].phase is Phase.PARKED:
+                        self._feed(Doubt("the GPU works, although no watched connection is live", message.gpu))
                 case Note(uuid, event, detail):
                     self._recorder.note(uuid, event, detail)
                 case SnapshotWanted(answer):

@@ -9,6 +9,7 @@ Whatever fails on the way up fails before anything is parked, with one line that
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import socket
@@ -43,6 +44,7 @@ from memscaler.kernel.ledger import Ledger, own_namespace
 from memscaler.observe.server import MetricsServer
 
 CAP_SYS_ADMIN = 21
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 SWITCH_INTERVAL_S = 1e-4  # a scrape being rendered may hold the interpreter that long, not the usual 5 ms
 
 log = structlog.get_logger()
@@ -65,7 +67,7 @@ def run(settings: Settings) -> int:
         diag = own_namespace()
         ports = targets.find_ports(settings, driver, diag)
         governed = targets.find_governed(settings, driver, ports)
-        _restore_left_behind(settings, driver)
+        _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
         try:
             policy = targets.watch_ports(ledger, diag, ports, governed)
@@ -89,11 +91,21 @@ def run(settings: Settings) -> int:
         )
         gc.collect()
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
+        _stay_in_memory()
         well = _govern(loop)
         log.info("memscaler.stopped", every_gpu_awake=well)
         if not well:
             stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
         return 0 if well else 1
+
+
+def _stay_in_memory() -> None:
+    """A server that streams a model through the page cache must not push out the code of the wake path.
+
+    Locks what is resident and what becomes so (MCL_ONFAULT, Linux 4.4), without reading in anything. A wish only: it
+    needs CAP_IPC_LOCK or a high RLIMIT_MEMLOCK.
+    """
+    ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
 
 
 def _govern(loop: Loop) -> bool:
@@ -132,9 +144,10 @@ def _simulate(settings: Settings) -> dict[str, str]:
     return start(settings.simulate, settings.runtime_dir)
 
 
-def _restore_left_behind(settings: Settings, driver: Driver) -> None:
+def _restore_others(settings: Settings, driver: Driver, governed: Mapping[str, Governed]) -> None:
+    """Wake what an earlier run left parked and this one does not govern; the governor sees to its own."""
     journal = Journal(settings.runtime_dir / JOURNAL)
-    if journal.entries() and not settings.dry_run:
+    if not settings.dry_run and any(entry.uuid not in governed for entry in journal.entries()):
         for gpu in restore(journal, driver).gpus:
             log.warning("gpu.restored", gpu=gpu.uuid, lever=gpu.lever, result=str(gpu.result), reason=gpu.reason)
 
@@ -156,11 +169,17 @@ def _kernel_side(settings: Settings) -> Iterator[Ledger]:
 
 
 def _serve_metrics(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitStack) -> None:
-    if settings.metrics is not None:
+    """Whoever holds the port must not decide whether GPUs are governed: then there are no metrics."""
+    if settings.metrics is None:
+        return
+    try:
         server = MetricsServer(settings.metrics.host, settings.metrics.port, partial(_ask, mailbox))
-        server.start()
-        stack.callback(server.stop)
-        log.info("metrics.served", address="{}:{}".format(*server.address))
+    except MemscalerError as error:
+        log.error("metrics.failed", err=str(error), hint=error.hint)
+        return
+    server.start()
+    stack.callback(server.stop)
+    log.info("metrics.served", address="{}:{}".format(*server.address))
 
 
 def _ask(mailbox: Mailbox) -> Future[Snapshot]:

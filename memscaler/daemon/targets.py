@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import structlog
 
 from memscaler.config.load import for_gpu
 from memscaler.config.schema import GpuSettings, Settings
-from memscaler.core.errors import Unavailable
+from memscaler.core.errors import GpuUnsupported, Unavailable, UsageError
 from memscaler.core.model import SECOND_NS, GpuPolicy, Policy
 from memscaler.gpu.capability import Choice, choose
 from memscaler.gpu.inventory import Device, Driver, resolve
@@ -17,6 +19,8 @@ from memscaler.kernel.sock_diag import SockDiag
 
 PARKED_LOOK_NS = 60 * SECOND_NS
 PARKED_LOOK_LOSSY_NS = SECOND_NS  # where only the tracepoint sees opens
+
+log = structlog.get_logger()
 
 Ports = Mapping[int, tuple[Device, ...]]
 
@@ -36,12 +40,27 @@ class Governed:
 
 
 def find_ports(settings: Settings, driver: Driver, diag: SockDiag) -> Ports:
-    """Port -> GPUs. Raise UsageError for a GPU that is not there, Unavailable for one that cannot be found out."""
+    """Port -> GPUs. Raise UsageError for a GPU that is not there, Unavailable for one that cannot be found out.
+
+    A GPU that has fallen off the bus must not keep the others from being governed: it is left out, with an error.
+    """
     found = {}
     for watch in settings.watches:
-        devices = [resolve(spec, driver.gpus, driver.lost) for spec in watch.gpus]
-        found[watch.port] = tuple(dict.fromkeys(devices)) if devices else _gpus_of_listener(watch.port, driver, diag)
+        if watch.gpus:
+            found[watch.port] = tuple(dict.fromkeys(_present(watch.gpus, driver)))
+        else:
+            found[watch.port] = _gpus_of_listener(watch.port, driver, diag)
     return found
+
+
+def _present(specs: Iterable[str], driver: Driver) -> Iterator[Device]:
+    for spec in specs:
+        try:
+            yield resolve(spec, driver.gpus, driver.lost)
+        except UsageError as error:
+            if not driver.lost:
+                raise
+            log.error("gpu.left_out", gpu=spec, err=str(error), lost=[lost.reason for lost in driver.lost])
 
 
 def _gpus_of_listener(port: int, driver: Driver, diag: SockDiag) -> tuple[Device, ...]:
@@ -58,16 +77,24 @@ def _gpus_of_listener(port: int, driver: Driver, diag: SockDiag) -> tuple[Device
 
 def find_governed(settings: Settings, driver: Driver, ports: Ports) -> dict[str, Governed]:
     """UUID -> GPU. Raise Unavailable if none of them can be parked."""
-    overrides = {resolve(name, driver.gpus, driver.lost).identity.uuid: name for name in settings.gpus}
+    overrides = {device.identity.uuid: name for name in settings.gpus for device in _present([name], driver)}
     governed = {}
     for device in dict.fromkeys(device for devices in ports.values() for device in devices):
         uuid = device.identity.uuid
         mine = for_gpu(settings, [overrides[uuid]] if uuid in overrides else [])
-        governed[uuid] = Governed(device, choose(device, mine.lever), mine)
+        governed[uuid] = Governed(device, _choose(device, mine.lever), mine)
     if not any(each.choice.levers for each in governed.values()):
         reasons = "; ".join(f"gpu{each.device.identity.index}: {each.choice.why}" for each in governed.values())
-        raise Unavailable(f"none of these GPUs can be parked ({reasons})", hint="see `memscaler gpus`")
+        raise Unavailable(f"no GPU here can be parked ({reasons or 'all are lost'})", hint="see `memscaler gpus`")
     return governed
+
+
+def _choose(device: Device, lever: str) -> Choice:
+    """A lever that was asked for and is not there makes this GPU unmanaged, and no other."""
+    try:
+        return choose(device, lever)
+    except GpuUnsupported as error:
+        return Choice((), str(error))
 
 
 def watch_ports(ledger: Ledger, diag: SockDiag, ports: Ports, governed: Mapping[str, Governed]) -> Policy:

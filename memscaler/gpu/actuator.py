@@ -40,7 +40,6 @@ WAKE_FIRST_LOOK_S = 0.1
 HAND_OVER_S = 1e-5
 SAME_OCCUPANT = 0.9  # of the memory used: the server that was there at the park is still there
 RETRY_PAUSE_S = (0.02, 0.1)
-STARTUP_SEQ = 0  # the core's numbers begin at 1: its answers to this one are stale by construction
 
 
 def hand_over() -> None:
@@ -77,6 +76,7 @@ class Actuator:
             )
         self._door = door
         self._mail = Mailbox()
+        self._failed_parks = 0
         self._next = 0  # index of the lever that the next park uses
         self._owed: Lever | None = self._left_behind()
         self._parked = False
@@ -85,9 +85,9 @@ class Actuator:
         self._switched_ns: int | None = None
         self._used_bytes: int | None = None  # of the GPU's memory, at the last park
         self._call: tuple[str, int] | None = None  # the driver call under way, and its deadline
-        self._seq = STARTUP_SEQ
-        if self._owed is not None:
-            self._mail.post(mailbox.WAKE, STARTUP_SEQ)
+        self._seq = 0
+        self.left_behind = self._owed is not None
+        """True if an earlier run left this GPU parked: the first order must be a wake."""
         self._thread = threading.Thread(target=self._run, name=f"gpu{device.identity.index}", daemon=True)
         self._thread.start()
 
@@ -251,16 +251,13 @@ class Actuator:
             self._answer(Outcome.LOST, str(error))
         except GpuPermission as error:  # never another lever instead: the operator is to know
             self._answer(Outcome.FAILED, str(error))
+        except GpuCallFailed as error:
+            self._blame(f"{lever.name}: {error}")
         except GpuError as error:
             self._use_next(f"{lever.name}: {error}")
 
     def _hindered(self, lever: Lever) -> bool:
         """Look once more before parking, and answer if it is not the time."""
-        if self._owes():
-            self._wake(self._seq)  # left by a run that ended badly
-            if not self._owes():
-                self._answer(Outcome.BUSY, "what an earlier run applied had to be undone first")
-            return True
         try:
             load = self._read("utilisation", self._device.utilization_ratio)
             low = self._read("clock", lever.is_down)
@@ -295,6 +292,7 @@ class Actuator:
         if self._door is not None:
             self._mail.listen(self._door)
         self._parked = True
+        self._failed_parks = 0
         self._switched_ns = monotonic_ns()
         self._answer(Outcome.APPLIED, lever.describe())
         self._used_bytes = self._read("memory", self._device.memory_used_bytes)
@@ -329,6 +327,14 @@ class Actuator:
         """Nothing was applied after all."""
         self._owed = None
         self._release()
+
+    def _blame(self, reason: str) -> None:
+        """An unknown error may be the driver's bad day: the lever is given up only after several parks."""
+        self._failed_parks += 1
+        if self._failed_parks < self._policy.patience:
+            self._answer(Outcome.NEXT_LEVER, reason)  # the same one; first the wake undoes what may have been applied
+        else:
+            self._use_next(reason)
 
     def _use_next(self, reason: str) -> None:
         self._next += 1
@@ -382,9 +388,6 @@ class Actuator:
             if strict:
                 raise
             self._note("journal.write_failed", str(error))
-
-    def _owes(self) -> bool:
-        return self._owed is not None
 
     def _release(self) -> None:
         if self._policy.dry_run:

@@ -6,12 +6,14 @@ A file is replaced as a whole, so a reader never sees half of one; what it canno
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from memscaler.core.errors import PermissionMissing
 from memscaler.core.snapshot import Identity
 
 UNKNOWN_LEVER = "unknown"
@@ -41,11 +43,13 @@ class Journal:
     def record(self, gpu: Identity, lever: str, target: int) -> Entry:
         """Write down that this lever is about to be applied. Raise OSError if it cannot be; then do not apply it."""
         entry = Entry(gpu.uuid, gpu.pci_bus_id, lever, target, self._boot_id, time.time())
-        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not self.directory.is_dir():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.chmod(0o755)  # whatever the umask, like the files below
         path = self._path(gpu.uuid)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         with draft.open("w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)  # whatever the umask: `memscaler status` reads it without root
+            os.fchmod(file.fileno(), 0o644)  # `memscaler gpus` reads it without root
             json.dump(asdict(entry), file)
         draft.replace(path)
         return entry
@@ -54,9 +58,23 @@ class Journal:
         """Forget it: the lever is undone."""
         self._path(uuid).unlink(missing_ok=True)
 
+    def release_entry(self, entry: Entry) -> None:
+        """Forget this very entry, not one that somebody has written meanwhile."""
+        if self.entry(entry.uuid) == entry:
+            self.release(entry.uuid)
+
     def entries(self) -> tuple[Entry, ...]:
-        """What is applied. Entries of an earlier boot are void: no lock survives a reboot."""
-        found = (self._read(path) for path in sorted(self.directory.glob(PATTERN)))
+        """What is applied. Entries of an earlier boot are void: no lock survives a reboot.
+
+        Raise PermissionMissing if the directory may not be read: that is not the same as empty.
+        """
+        try:
+            names = sorted(path.name for path in self.directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except PermissionError as error:
+            raise PermissionMissing(f"cannot read {self.directory}") from error
+        found = (self._read(self.directory / name) for name in names if fnmatch.fnmatch(name, PATTERN))
         return tuple(entry for entry in found if entry is not None and entry.boot_id == self._boot_id)
 
     def entry(self, uuid: str) -> Entry | None:

@@ -45,6 +45,7 @@ class ActuatorPolicy:
     settle_timeout_s: how long clocks may take to follow a driver call that reported success.
     write_deadline_s, read_deadline_s: after that long a driver call counts as hung.
     attempts: how often a park is tried where the driver answers with an unknown error.
+    patience: after how many parks that failed so the lever is given up.
     dry_run: say what would be done, write nothing.
     """
 
@@ -52,4 +53,5 @@ class ActuatorPolicy:
     write_deadline_s: float = 2.0
     read_deadline_s: float = 5.0
     attempts: int = 3
+    patience: int = 3
     dry_run: bool = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -90,7 +91,10 @@ def restore_from(directory: Path | str, *, all_levers: bool = False, budget_s: f
 class _Job:
     """The undoing of one GPU."""
 
-    def __init__(self, uuid: str, name: str, what: str, lever: Lever | None, reason: str = "") -> None:
+    def __init__(  # private, and built in one place
+        self, uuid: str, name: str, what: str, lever: Lever | None, entries: Sequence[Entry], reason: str = ""
+    ) -> None:
+        self._entries = entries
         self._uuid, self._name, self._what, self._lever = uuid, name, what, lever
         self._done = self._answer(Result.LOST, reason) if lever is None else None
         self._thread: threading.Thread | None = None
@@ -110,7 +114,8 @@ class _Job:
         while True:
             try:
                 lever.undo()
-                journal.release(self._uuid)
+                for entry in self._entries:
+                    journal.release_entry(entry)
             except GpuPermission as error:  # will not change
                 self._done = self._answer(Result.FAILED, str(error))
                 return
@@ -135,9 +140,11 @@ def _jobs(entries: tuple[Entry, ...], driver: Driver, *, all_levers: bool) -> li
         device = driver.find(entry.uuid)
         if device is None:
             reasons = "; ".join(f"gpu{gpu.index}: {gpu.reason}" for gpu in driver.lost)
-            jobs.append(_Job(entry.uuid, "", entry.lever, None, reasons or "not among this machine's GPUs"))
+            jobs.append(_Job(entry.uuid, "", entry.lever, None, (entry,), reasons or "not among this machine's GPUs"))
         elif not all_levers:
-            jobs.append(_Job(entry.uuid, device.identity.name, entry.lever, recall(device, entry.lever)))
+            jobs.append(_Job(entry.uuid, device.identity.name, entry.lever, recall(device, entry.lever), (entry,)))
     if all_levers:
-        jobs += [_Job(gpu.identity.uuid, gpu.identity.name, "every lever", EveryLever(gpu)) for gpu in driver.gpus]
+        for gpu in driver.gpus:
+            mine = [entry for entry in entries if entry.uuid == gpu.identity.uuid]
+            jobs.append(_Job(gpu.identity.uuid, gpu.identity.name, "every lever", EveryLever(gpu), mine))
     return jobs

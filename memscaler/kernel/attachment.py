@@ -116,8 +116,9 @@ def _run(python: str, bpf_dir: Path, options: Mapping[str, object]) -> tuple[dic
 
 
 def _receive(channel: socket.socket, child: subprocess.Popen[bytes]) -> tuple[dict[str, str], list[int]]:
-    readable, _, _ = select.select([channel], [], [], LOAD_TIMEOUT_S)
-    if not readable:
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    if not poll.poll(LOAD_TIMEOUT_S * 1000):
         raise KernelUnavailable(f"the BPF loader did not answer within {LOAD_TIMEOUT_S:.0f} s")
     space = socket.CMSG_SPACE(_MAX_FDS * 4)
     message, ancillary, _, _ = channel.recvmsg(_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)

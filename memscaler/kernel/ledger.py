@@ -146,12 +146,14 @@ class Ledger:
         started_ns = time.monotonic_ns()
         return self._reconcile(watch, self._entries().get(watch.slot, {}), started_ns)
 
-    def reconcile_all(self) -> Corrections:
-        """Every watch, reading the set once."""
+    def reconcile_all(self, slots: Iterable[int] | None = None) -> dict[int, Corrections]:
+        """These watches (None: every one), reading the set once."""
+        wanted = [self.watches[slot] for slot in (self.watches if slots is None else slots)]
+        if not wanted:
+            return {}
         started_ns = time.monotonic_ns()
         known = self._entries()
-        done = [self._reconcile(watch, known.get(slot, {}), started_ns) for slot, watch in self.watches.items()]
-        return Corrections(sum(one.added for one in done), sum(one.removed for one in done))
+        return {watch.slot: self._reconcile(watch, known.get(watch.slot, {}), started_ns) for watch in wanted}
 
     def _reconcile(self, watch: Watch, known: Mapping[bytes, int], started_ns: int) -> Corrections:
         """Compare what the set held (read after `started_ns`) with sockets dumped later.

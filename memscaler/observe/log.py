@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -44,14 +45,20 @@ def configure(form: str, level: str, environ: Mapping[str, str], stream: TextIO 
 
 
 class _Forgiving:
-    """A stream whose reader may go away."""
+    """A stream whose reader may go away, or stop reading (Ctrl-S, a full pipe): then lines are lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._room: select.poll | None = select.poll()
+        try:
+            self._room.register(stream.fileno(), select.POLLOUT)
+        except (OSError, ValueError):
+            self._room = None  # no descriptor: nothing that could block
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):  # ValueError: closed
-            return self._stream.write(text)
+            if self._room is None or self._room.poll(0):
+                return self._stream.write(text)
         return 0
 
     def flush(self) -> None:

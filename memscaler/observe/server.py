@@ -7,11 +7,14 @@ If it does not answer in time, the scrape fails (503): Prometheus shows `up 0`, 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
+from typing import cast
 
 from aiohttp import web
 
@@ -21,6 +24,8 @@ from memscaler.observe.metrics import render
 
 FRESH_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
+MOST_CONNECTIONS = 16
+LONGEST_CONNECTION_S = 60.0
 
 Fresh = Callable[[], "Future[Snapshot]"]
 
@@ -41,6 +46,7 @@ class MetricsServer:
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        logging.getLogger("asyncio").addHandler(logging.NullHandler())  # else it writes to stderr by itself
 
     @property
     def address(self) -> tuple[str, int]:
@@ -68,8 +74,9 @@ class MetricsServer:
     async def _serve(self) -> None:
         runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await runner.setup()
-        await web.SockSite(runner, self._socket).start()
+        server = await self._loop.create_server(partial(_protocol, runner), sock=self._socket, backlog=MOST_CONNECTIONS)
         await self._stopped.wait()
+        server.close()
         await runner.cleanup()
 
     def _app(self) -> web.Application:
@@ -90,11 +97,31 @@ class MetricsServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
+class _Refuse(asyncio.Protocol):
+    """Hangs up."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
+def _protocol(runner: web.AppRunner) -> asyncio.BaseProtocol:
+    """A scraper's connection; none if there are too many, and none for ever.
+
+    Whoever can reach the port can open any number and say nothing, and the descriptors are the governor's.
+    """
+    server = cast("web.Server", runner.server)
+    if len(server.connections) >= MOST_CONNECTIONS:
+        return _Refuse()
+    protocol = server()
+    asyncio.get_running_loop().call_later(LONGEST_CONNECTION_S, protocol.force_close)
+    return protocol
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Raise MemscalerError with what to do."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
+        return socket.create_server(address[:2], family=family, backlog=MOST_CONNECTIONS)
     except OSError as err:
         raise MemscalerError(
             f"metrics cannot listen on {host}:{port}: {err.strerror}",

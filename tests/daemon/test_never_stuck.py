@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def test_daemon_and_guardian_killed_together_leave_a_journal_for_restore(tmp_pat
                     assert restored.returncode == 0, restored.stderr
                 else:
                     with governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as again:
-                        assert again.events("gpu.restored")
+                        eventually(lambda: again.events("gpu.woken"))
                         assert again.stop() == 0
                 assert not board.locks
                 assert not list((tmp_path / "journal").glob("GPU-*"))
@@ -204,6 +205,127 @@ def test_lost_gpu_drops_that_gpu_only(tmp_path):
         eventually(lambda: "unmanaged" in str(governor.events("gpu.changed_state")))
         lost.restore()
         eventually(lambda: not lost.locks)
+
+
+def test_left_behind_and_not_undone_at_once(tmp_path):
+    """A GPU that an earlier run left parked is woken for as long as it takes, and a stop before that says so."""
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms"]
+        with governing(tmp_path, "a40", *arguments) as governor:
+            board = governor.driver.boards[0]
+            eventually(lambda: board.locks)
+            for pid in (governor.guardian_pid, governor.pid):
+                os.kill(pid, signal.SIGKILL)
+            governor.process.wait()
+        board.inject(RESET, code=999)
+        client = connect(server)
+        with governing(tmp_path, "a40", *arguments) as again:
+            eventually(lambda: len(again.events("gpu.alarmed")) > 2)
+            assert board.locks
+            assert again.stop() == 1
+        with governing(tmp_path, "a40", *arguments) as again:
+            eventually(lambda: again.events("gpu.alarmed"))
+            board.clear_faults()
+            eventually(lambda: not board.locks)
+        client.close()
+        server.accept()[0].close()
+
+
+def test_restore_beside_a_daemon_is_refused(tmp_path):
+    """While a daemon governs, `restore` names it instead of waking GPUs behind its back."""
+    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:
+        refused = memscaler("restore", "--simulate", "a40", "--runtime-dir", str(tmp_path))
+        assert refused.returncode == 1
+        assert f"pid {governor.pid}" in refused.stderr
+
+
+def test_restore_without_the_right_to_look(tmp_path):
+    """Not being allowed to read the journal is not the same as an empty one."""
+    (tmp_path / "journal").mkdir(mode=0o700)
+    code = "import os, sys; os.setuid(65534); from memscaler.gpu.journal import Journal; Journal(sys.argv[1]).entries()"
+    code = "import memscaler.gpu.journal; " + code
+    command = [sys.executable, "-c", code, str(tmp_path / "journal")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert "PermissionMissing: cannot read" in done.stderr
+
+
+def test_work_without_connections_wakes_the_gpu(tmp_path):
+    """A parked GPU that works for somebody unseen is woken at the next sample."""
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms"]
+        with governing(tmp_path, "a40", *arguments, env={"MEMSCALER_SAMPLE_EVERY": "1s"}) as governor:
+            board = governor.driver.boards[0]
+            eventually(lambda: board.locks)
+            board.set_utilization(100)
+            eventually(lambda: not board.locks, within_s=5)
+            time.sleep(0.6)
+            assert not board.locks
+
+
+def test_lost_gpu_at_the_start_leaves_the_others_governed(tmp_path):
+    """One of two GPUs is off the bus at the start: it is left out with an error, and the other one parks."""
+    with listener() as server:
+        ports = ["--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "200ms"]
+        with governing(tmp_path, "a40,a40", *ports) as before:
+            before.driver.boards[1].lose()
+            before.stop()
+        with governing(tmp_path, "a40,a40", *ports) as governor:
+            assert governor.events("gpu.left_out")
+            eventually(lambda: governor.driver.boards[0].locks)
+
+
+def test_metrics_port_in_use_does_not_keep_gpus_from_being_governed(tmp_path):
+    """Somebody else has the port: an error in the log, no metrics, and a GPU that parks."""
+    with listener() as taken, listener() as server:
+        ports = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms"]
+        with governing(tmp_path, "a40", *ports, "--metrics", f"127.0.0.1:{port_of(taken)}") as governor:
+            assert governor.events("metrics.failed")
+            eventually(lambda: governor.driver.boards[0].locks)
+
+
+def test_flood_of_idle_connections_to_the_metrics(tmp_path):
+    """A hundred connections that say nothing cost the governor no descriptors; it parks and wakes."""
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "300ms", "--metrics", "127.0.0.1:0"]
+        with governing(tmp_path, "a40", *arguments) as governor:
+            host, port = governor.events("metrics.served")[0]["address"].split(":")
+            flood = [socket.create_connection((host, int(port)), timeout=5) for _ in range(100)]
+            board = governor.driver.boards[0]
+            eventually(lambda: board.locks)
+            assert len(list(Path(f"/proc/{governor.pid}/fd").iterdir())) < 80
+            with connect(server):
+                eventually(lambda: not board.locks, within_s=2)
+            server.accept()[0].close()
+            for client in flood:
+                client.close()
+            eventually(lambda: "memscaler_up 1" in governor.metrics())
+
+
+def test_stopped_by_the_terminal_goes_on(tmp_path):
+    """Ctrl-Z does nothing: a stopped governor could not wake anything."""
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms") as governor,
+    ):
+        board = governor.driver.boards[0]
+        eventually(lambda: board.locks)
+        governor.process.send_signal(signal.SIGTSTP)
+        with connect(server):
+            eventually(lambda: not board.locks, within_s=2)
+        server.accept()[0].close()
+
+
+def test_modules_in_the_current_folder_are_not_imported(tmp_path):
+    """Started from a folder with files named like modules, neither daemon nor guardian runs them."""
+    for name in ("pynvml", "select", "json", "memscaler"):
+        (tmp_path / f"{name}.py").write_text("import os; os.write(2, b'IMPORTED'); os._exit(9)")
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms"]
+        with governing(tmp_path / "run", "a40", *arguments, cwd=tmp_path, run_file=True) as governor:
+            eventually(lambda: governor.driver.boards[0].locks)
+            governor.process.kill()
+            eventually(lambda: not governor.driver.boards[0].locks, within_s=2)
+            assert "IMPORTED" not in governor.log_path.read_text()
 
 
 def memscaler(*arguments: str) -> subprocess.CompletedProcess[str]:

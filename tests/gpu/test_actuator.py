@@ -346,16 +346,37 @@ def test_no_journal_no_park(simulate: Simulate, start: Start, journal: Journal) 
     assert machine.setters() == []
 
 
-def test_leftover_is_undone_at_start(simulate: Simulate, start: Start, journal: Journal) -> None:
-    """What an earlier run left applied is undone without being asked."""
+def test_leftover_is_undone_by_the_first_wake(simulate: Simulate, start: Start, journal: Journal) -> None:
+    """What an earlier run left applied is known, and undone when asked to; a refusal is answered, so it can be retried."""
     machine = simulate("a40")
     machine.serve()
     driver = machine.driver()
     choose(driver.gpus[0]).levers[0].apply()
     journal.record(driver.gpus[0].identity, "memory-clock", 405)
-    start(driver)
-    eventually(lambda: machine.boards[0].memory_lock is None)
+    bench = start(driver)
+    assert bench.actuator.left_behind
+    machine.boards[0].inject(RESET_MEMORY, code=999, times=1)
+    bench.wake()
+    bench.expect(Outcome.FAILED)
+    bench.wake()
+    bench.expect(Outcome.WOKEN)
     eventually(lambda: journal.entries() == ())
+    assert machine.boards[0].memory_lock is None
+
+
+def test_a_lever_is_given_up_only_after_several_bad_parks(simulate: Simulate, start: Start) -> None:
+    """Unknown errors may pass: the same lever is tried in three parks before the next one is taken."""
+    machine = simulate("a40")
+    machine.serve()
+    machine.boards[0].inject(SET_MEMORY, code=999)
+    bench = start(machine.driver())
+    for lever in ("memory-clock", "memory-clock", "pstate"):
+        bench.park()
+        bench.expect(Outcome.NEXT_LEVER)
+        bench.wake()
+        bench.expect(Outcome.WOKEN)
+        assert bench.actuator.lever is not None
+        assert bench.actuator.lever.name == lever
 
 
 def test_sample(simulate: Simulate, start: Start) -> None:

@@ -169,7 +169,8 @@ def test_all_watches_with_one_read_of_the_set(world: World):
     for port in ports:
         port.pair(port.listen())
         forge(port)
-    assert world.ledger.reconcile_all() == Corrections(removed=8)
+    healed = [one for one in world.ledger.reconcile_all().values() if one != Corrections()]
+    assert healed == [Corrections(removed=1)] * 8
     for port in ports:
         port.settles(1)
         port.close()
