@@ -21,6 +21,10 @@ def exit_with() -> Iterator[None]:
         if os.environ.get("MEMSCALER_DEBUG"):
             raise
         sys.exit(tell(error))
+    except OSError as error:  # a full disk behind standard output, a home that may not be read
+        if os.environ.get("MEMSCALER_DEBUG"):
+            raise
+        sys.exit(tell(MemscalerError(f"{error.strerror or error}" + f": {error.filename}" * bool(error.filename))))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -45,8 +46,20 @@ def _callback(
     """Parks the GPUs of quiet LLM servers in their lowest power state, and wakes them when a client connects."""
 
 
+def _open_streams() -> None:
+    """Where a standard stream is closed (2>&-), what is opened next would take its number, and get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def main() -> NoReturn:
     """Run the command line of this process, and exit."""
+    _open_streams()
     with exit_with():
         app()
     sys.exit(0)

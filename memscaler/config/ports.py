@@ -19,7 +19,7 @@ from dataclasses import dataclass
 MAX_PORT = 65535
 
 _INDEX = r"(?:gpu)?\d+"
-_UUID = r"gpu-[0-9a-f-]+"
+_UUID = r"gpu-[0-9a-f-]{4,}"  # a beginning; a shorter one is rather a slip of the pen: gpu-1
 _PCI = r"(?:[0-9a-f]{1,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7]"
 _GPU = re.compile(f"{_INDEX}|{_UUID}|{_PCI}", re.IGNORECASE)
 

@@ -1,10 +1,9 @@
-"""The event loop: turns what the edges see into observations, and the governor's actions into calls of the edges.
+"""The event loop: turns what the edges see into observations, and actions of the governor into calls of the edges.
 
-One thread waits for the doorbell, the actuators' answers, signals, and the next deadline. When the bell rings, GPUs
-wake first and the loop thinks later. The actuators of parked GPUs listen to the doorbell themselves; what the loop does
-at once is to hand the wake over where one does not (its park is still under way): which GPUs wake if which watches
-rang was worked out before. Then the loop sleeps again, because the actuators' threads need the interpreter now; the
-governor's step, accounts and log follow when they answer, or THINK_AFTER_S later.
+One thread waits for the actuators' answers, signals, and the next deadline. When the doorbell rings, GPUs wake first
+and the loop thinks later: the actuators of parked GPUs listen to the doorbell themselves and tell what they did
+(docs/adr/0004). The loop listens only while an actuator does not, because its park is still under way; then it hands
+the wake over and sleeps again, because the actuators' threads need the interpreter now.
 """
 
 from __future__ import annotations
@@ -113,6 +112,7 @@ class Loop:
         self._state = governor.initial(parts.policy, now_ns, parts.unmanaged, left_behind)
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
+        self._listens = False
         self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
         self._wanted: list[tuple[int, int, Future[Snapshot]]] = []  # (samples from, answer by, for whom)
         # When to do what; 0: not at all.
@@ -128,7 +128,7 @@ class Loop:
 
     def run(self) -> bool:
         """Govern until told to stop."""
-        self._epoll.register(self._doorbell.fd, select.EPOLLIN | select.EPOLLET)  # silenced after some thought
+        self._epoll.register(self._doorbell.fd, 0)
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
         if self._guardian is not None:
             if not self._guardian.wait_ready(START_TIMEOUT_S):
@@ -182,8 +182,7 @@ class Loop:
             self._wake_who_rang(deaf_only=True)
             # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
             ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
-            self._doorbell.silence()
-            self._feed(Counters(self._ledger.readings()))
+            self._think()
         if self._signal_pipe[0] in ready:
             os.read(self._signal_pipe[0], 64)  # its handler has run by now
         if self._mailbox.fd in ready:
@@ -193,6 +192,11 @@ class Loop:
         elif self._guardian is not None and self._guardian.fd in ready:
             self._guardian_spoke()
         self._timers(time.monotonic_ns())
+
+    def _think(self) -> None:
+        """Tell the governor who rang. Silence first: a thread that misses its edge for that is told by the governor."""
+        self._doorbell.silence()
+        self._feed(Counters(self._ledger.readings()))
 
     def _wake_who_rang(self, *, deaf_only: bool) -> None:
         """Wake the GPUs whose watches rang; those whose actuators hear the doorbell themselves need no telling."""
@@ -256,6 +260,13 @@ class Loop:
             if step.state is not before:
                 self._note_states(now_ns)
         self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)
+        self._listen(wanted=not all(self._actuators[wake.gpu].listens for _, wake in self._ready_wakes))
+
+    def _listen(self, *, wanted: bool) -> None:
+        """Hear the doorbell or not. It is silenced after some thought, hence by its edge."""
+        if wanted is not self._listens:
+            self._listens = wanted
+            self._epoll.modify(self._doorbell.fd, select.EPOLLIN | select.EPOLLET if wanted else 0)
 
     def _note_states(self, now_ns: int) -> None:
         """Power is sampled when a state begins, and once more when the card's one-second average has followed."""
@@ -274,6 +285,7 @@ class Loop:
                 self._check_due_ns = time.monotonic_ns() + CHECK_AFTER_NS
             case Arm(uuid, seq):
                 # Arming a watch that is shared would make another GPU's ring unheard.
+                self._doorbell.silence()
                 self._wake_who_rang(deaf_only=False)
                 for slot in self._policy.gpus[uuid].watches:
                     self._ledger.counters.arm(slot)
@@ -290,7 +302,8 @@ class Loop:
 
     def _survey(self, uuid: str, seq: int) -> None:
         if self._reconcile(self._policy.gpus[uuid].watches, "survey"):
-            self._seen.append(Surveyed(uuid, seq, self._ledger.readings()))
+            readings = self._ledger.readings()
+            self._seen += (Surveyed(uuid, seq, readings), Counters(readings))
         else:
             self._seen.append(Doubt("sock_diag does not answer", uuid))
 
@@ -316,7 +329,10 @@ class Loop:
     # ---- other threads --------------------------------------------------------------------------------------------
 
     def _read_mail(self) -> None:
-        for message in self._mailbox.drain():
+        messages = self._mailbox.drain()
+        if any(self._is_unasked(message) for message in messages):
+            self._think()
+        for message in messages:
             match message:
                 case LeverResult():
                     self._recorder.lever_answered(message)
@@ -334,6 +350,13 @@ class Loop:
                 case StopWanted(reason):
                     self._stop(reason)
 
+    def _is_unasked(self, message: object) -> bool:
+        """True if an actuator has heard the doorbell and tells of the wake that the governor is about to ask for."""
+        if not isinstance(message, WakeTiming | LeverResult):
+            return False
+        gpu = self._state.gpus[message.gpu]
+        return gpu.phase in governor.DOWN and message.seq == gpu.seq + 1
+
     def _stop(self, reason: str) -> None:
         if not self._stop_by_ns:
             self._stop_by_ns = time.monotonic_ns() + STOP_BUDGET_NS
@@ -342,12 +365,12 @@ class Loop:
 
     def _sample(self) -> None:
         self._sample_due_ns = time.monotonic_ns() + self._sample_every_ns
+        self._feed(Counters(self._ledger.readings()))  # an awake GPU may have fallen quiet since the last look
         for actuator in self._actuators.values():
             actuator.sample()
 
     def _want_snapshot(self, answer: Future[Snapshot]) -> None:
         """A fresh sample first, unless there is one; a GPU that does not answer does not hold the others up."""
-        self._feed(Counters(self._ledger.readings()))  # an awake GPU may have fallen quiet since the last look
         now_ns = time.monotonic_ns()
         self._wanted.append((now_ns - SNAPSHOT_FRESH_NS, now_ns + SNAPSHOT_WAIT_NS, answer))
         if self._recorder.oldest_sample_ns() < now_ns - SNAPSHOT_FRESH_NS:
@@ -356,6 +379,8 @@ class Loop:
     def _answer_snapshots(self, now_ns: int) -> None:
         oldest_ns = self._recorder.oldest_sample_ns() if self._wanted else 0
         ready = [wanted for wanted in self._wanted if oldest_ns >= wanted[0] or now_ns >= wanted[1]]
+        if ready:
+            self._feed(Counters(self._ledger.readings()))
         for wanted in ready:
             self._wanted.remove(wanted)
             snapshot = self._recorder.snapshot(self._state, self._ledger, now_ns)

@@ -76,13 +76,14 @@ def run(settings: Settings) -> int:
         _say_what_is_governed(settings, ledger, governed, policy)
         mailbox = Mailbox()
         _serve_metrics(settings, mailbox, stack)
+        actuators = _actuators(settings, governed, ledger, policy, mailbox)
         loop = Loop(
             Parts(
                 policy=policy,
                 unmanaged={uuid: each.choice.why for uuid, each in governed.items() if not each.choice.levers},
                 ledger=ledger,
-                actuators=_actuators(settings, governed, ledger, policy, mailbox),
-                recorder=Recorder(_facts(settings, driver, governed, policy), log),
+                actuators=actuators,
+                recorder=Recorder(_facts(settings, driver, governed, policy, actuators), log),
                 mailbox=mailbox,
                 notifier=Notifier(),
                 start_guardian=None if settings.dry_run else partial(Guardian, settings.runtime_dir, environment),
@@ -201,14 +202,25 @@ def _actuators(
     return actuators
 
 
-def _facts(settings: Settings, driver: Driver, governed: Mapping[str, Governed], policy: Policy) -> Facts:
+def _facts(
+    settings: Settings,
+    driver: Driver,
+    governed: Mapping[str, Governed],
+    policy: Policy,
+    actuators: Mapping[str, Actuator],
+) -> Facts:
+    def lever_of(uuid: str) -> str:
+        """The one that the next park uses: not the first choice if that turned out not to work."""
+        lever = actuators[uuid].lever
+        return "none" if lever is None else lever.name
+
     return Facts(
         version=__version__,
         driver_version=driver.driver_version,
         hostname=socket.gethostname(),
         dry_run=settings.dry_run,
         identities={uuid: each.device.identity for uuid, each in governed.items()},
-        levers={uuid: each.lever for uuid, each in governed.items()},
+        lever_of=lever_of,
         gpus_of_slot=targets.gpus_of_slot(policy),
     )
 

@@ -54,7 +54,7 @@ class Facts:
     hostname: str
     dry_run: bool
     identities: Mapping[str, Identity]
-    levers: Mapping[str, str]
+    lever_of: Callable[[str], str]
     gpus_of_slot: Mapping[int, tuple[str, ...]]
 
 
@@ -101,6 +101,8 @@ class Recorder:
             mine.account = energy.observe_state(mine.account, public, now_ns)
             if gpu.distrust:
                 mine.reason = gpu.distrust
+            elif public is Public.PARKED:
+                mine.reason = "quiet"
             if not first:
                 mine.transitions[public] += 1
                 self.log.info(
@@ -110,7 +112,6 @@ class Recorder:
 
     @telling(None)
     def park_asked(self, uuid: str, seq: int) -> None:
-        self._gpus[uuid].reason = "quiet"
         self.log.debug("gpu.park_asked", gpu=self._index(uuid), seq=seq)
 
     @telling(None)
@@ -132,10 +133,14 @@ class Recorder:
             op = "wake" if result.seq == mine.asked[0] else "park"
             self.error(result.gpu, op, result.reason or str(result.outcome))
         elif result.outcome in (Outcome.BUSY, Outcome.NOTHING_TO_GAIN):
+            if result.reason == mine.reason:  # said already; it comes again every idle time
+                return
             mine.reason = result.reason
             self.log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
-        elif result.outcome in (Outcome.APPLIED, Outcome.VERIFIED):
-            self.log.debug("gpu.park_answered", gpu=self._index(result.gpu), outcome=str(result.outcome))
+        elif result.outcome is Outcome.APPLIED:
+            self.log.info("gpu.lever_applied", gpu=self._index(result.gpu), what=result.reason)
+        elif result.outcome is Outcome.VERIFIED:
+            self.log.debug("gpu.park_verified", gpu=self._index(result.gpu))
 
     @telling(None)
     def woke(self, timing: WakeTiming) -> None:
@@ -236,7 +241,7 @@ class Recorder:
             state=str(public_state(gpu)),
             since_ns=mine.since_ns,
             reason=mine.reason,
-            lever=self._facts.levers[uuid],
+            lever=self._facts.lever_of(uuid),
             next_ns=gpu.due_ns,
             state_s=account.state_s,
             state_energy_j=account.state_energy_j,

@@ -28,6 +28,8 @@ _READINGS: dict[str, Callable[[nvml.Handle], Any]] = {
 
 LOW_PSTATE = 8
 
+SHORTEST_UUID = len("GPU-0000")
+
 _PCI = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7])", re.IGNORECASE)
 
 
@@ -193,7 +195,7 @@ def resolve(spec: str, devices: Iterable[Device], lost: Iterable[LostDevice] = (
 def _means(spec: str, gpu: Identity) -> bool:
     if spec in (str(gpu.index), f"gpu{gpu.index}"):
         return True
-    if spec.startswith("gpu-"):
+    if spec.startswith("gpu-") and len(spec) >= SHORTEST_UUID:
         return gpu.uuid.lower().startswith(spec)
     return _PCI.fullmatch(spec) is not None and _pci_key(spec, gpu.pci_bus_id) == _pci_key(gpu.pci_bus_id)
 

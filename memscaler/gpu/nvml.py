@@ -35,7 +35,7 @@ _FIELD_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"
 
 _REMEDIES = {
     9: "load the kernel module (`modprobe nvidia`); after installing the driver, reboot",
-    12: "install the NVIDIA driver; to look at memscaler without a GPU: `memscaler run --simulate a40`",
+    12: "install the NVIDIA driver; without a GPU: `memscaler gpus --simulate a40`",
     17: "this process may not open /dev/nvidia*: give the container the GPU, or allow the device in the unit",
     18: "the driver was upgraded while in use: reboot, or reload its kernel module, then start memscaler again",
     999: "if this runs in a container, restart it: `systemctl daemon-reload` on the host can take its GPUs away",

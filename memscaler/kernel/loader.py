@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
         message = f"the BPF program could not be loaded: {error}".replace("\n", " ")
         answer, fds = {"error": "failed", "message": message, "hint": "", "detail": ""}, []
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([json.dumps(answer).encode()], rights)
+    with contextlib.suppress(OSError):  # whoever asked is gone: so are we
+        channel.sendmsg([json.dumps(answer).encode()], rights)
     os._exit(0)
 
 

@@ -25,7 +25,6 @@ from memscaler.observe.metrics import render
 FRESH_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 MOST_CONNECTIONS = 16
-LONGEST_CONNECTION_S = 60.0
 
 Fresh = Callable[[], "Future[Snapshot]"]
 
@@ -97,24 +96,16 @@ class MetricsServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-class _Refuse(asyncio.Protocol):
-    """Hangs up."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).abort()
-
-
 def _protocol(runner: web.AppRunner) -> asyncio.BaseProtocol:
-    """A scraper's connection; none if there are too many, and none for ever.
+    """A scraper's connection; the oldest one goes if there are too many.
 
-    Whoever can reach the port can open any number and say nothing, and the descriptors are the governor's.
+    Whoever can reach the port can open any number and say nothing, and the descriptors are the governor's. A scrape is
+    over in milliseconds. No timers: a parked governor sleeps.
     """
     server = cast("web.Server", runner.server)
-    if len(server.connections) >= MOST_CONNECTIONS:
-        return _Refuse()
-    protocol = server()
-    asyncio.get_running_loop().call_later(LONGEST_CONNECTION_S, protocol.force_close)
-    return protocol
+    for oldest in server.connections[: 1 - MOST_CONNECTIONS]:
+        oldest.force_close()
+    return server()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -124,7 +125,9 @@ def _find_header() -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise SimulatorUnavailable("no nvml.h for the simulated driver", hint="pip install nvidia-nvml-dev")
+    raise SimulatorUnavailable(
+        "no nvml.h for the simulated driver", hint=f"{sys.executable} -m pip install nvidia-nvml-dev"
+    )
 
 
 def _default_cache() -> Path:

@@ -328,6 +328,21 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path):
             assert "IMPORTED" not in governor.log_path.read_text()
 
 
+def test_closed_standard_streams(tmp_path):
+    """Started with every standard stream closed, it governs all the same, and nothing else gets what it says."""
+    with listener() as server:
+        arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms"]
+        closed = ("sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh")
+        governor = Governor(tmp_path, "a40", *arguments, prefix=closed)
+        try:
+            eventually((tmp_path / "simulator" / "state").exists)
+            eventually(lambda: governor.driver.boards[0].locks)
+            assert governor.stop() == 0
+            assert not governor.driver.boards[0].locks
+        finally:
+            governor.process.kill()
+
+
 def memscaler(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "memscaler", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -79,7 +79,7 @@ def test_resolve_by_uuid(simulate: Simulate) -> None:
     uuid = driver.gpus[1].identity.uuid
     assert resolve(uuid, driver.gpus) is driver.gpus[1]
     assert resolve(uuid[:8].lower(), driver.gpus) is driver.gpus[1]
-    with pytest.raises(UsageError, match="several"):
+    with pytest.raises(UsageError, match="no GPU"):
         resolve("GPU-", driver.gpus)
 
 
