@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -226,3 +227,13 @@ def test_generation_that_outlives_its_connection_keeps_the_gpu_awake(tmp_path):
             assert not busy.driver.call_log([SET])
             busy.driver.boards[0].set_utilization(0)
             eventually(lambda: busy.driver.boards[0].locks)
+
+
+def test_runs_in_an_environment_without_bcc(tmp_path):
+    """The daemon's own Python cannot import bcc; the loader runs under the distribution's and is gone afterwards."""
+    assert subprocess.run([sys.executable, "-c", "import bcc"], capture_output=True, check=False).returncode != 0
+    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:
+        assert governor.events("kernel.attached")[0]["python"] == "/usr/bin/python3"
+        children = Path(f"/proc/{governor.pid}/task/{governor.pid}/children").read_text().split()
+        assert children == [str(governor.guardian_pid)]
+        assert "libbcc" not in Path(f"/proc/{governor.pid}/maps").read_text()
