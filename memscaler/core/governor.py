@@ -116,13 +116,15 @@ def initial(
     woken first, for as long as it takes.
     """
     reasons = unmanaged or {}
+    phases = dict.fromkeys(policy.gpus, Phase.AWAKE)
+    phases |= dict.fromkeys(reasons, Phase.UNMANAGED) | dict.fromkeys(left_behind, Phase.WAKING)
     gpus = {
         uuid: GpuState(
-            phase=Phase.WAKING if uuid in left_behind else Phase.UNMANAGED if uuid in reasons else Phase.AWAKE,
+            phase=phases[uuid],
             since_ns=now_ns,
-            due_ns=now_ns if uuid in left_behind or uuid not in reasons else 0,
+            due_ns=0 if phases[uuid] is Phase.UNMANAGED else now_ns,
             quiet_floor_ns=now_ns,
-            touched=uuid in left_behind,
+            touched=phases[uuid] is Phase.WAKING,
             distrust=reasons.get(uuid, ""),
         )
         for uuid in policy.gpus

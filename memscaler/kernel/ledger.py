@@ -133,18 +133,13 @@ class Ledger:
 
     def live_in_set(self) -> Mapping[int, int]:
         """Entries of the set per slot (for tests and doubt; the counters say the same)."""
-        counts = dict.fromkeys(self.watches, 0)
-        for _, value in self._connections.entries():
-            slot = _CONNECTION.unpack(value)[1]
-            counts[slot] = counts.get(slot, 0) + 1
-        return counts
+        return dict.fromkeys(self.watches, 0) | {slot: len(known) for slot, known in self._entries().items()}
 
     # ---- healing --------------------------------------------------------------------------------------------------
 
     def reconcile(self, watch: Watch) -> Corrections:
         """Make the set equal to sock_diag. Twice where they differ, because the world goes on meanwhile."""
-        started_ns = time.monotonic_ns()
-        return self._reconcile(watch, self._entries().get(watch.slot, {}), started_ns)
+        return self.reconcile_all([watch.slot])[watch.slot]
 
     def reconcile_all(self, slots: Iterable[int] | None = None) -> dict[int, Corrections]:
         """These watches (None: every one), reading the set once."""
