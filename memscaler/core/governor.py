@@ -25,6 +25,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     PARKING    failed                                 WAKING     Wake, Alarm (never parked again)
     PARKING  * something live, or a doorbell rang     WAKING     Wake
     PARKED   * something live, or a doorbell rang     WAKING     Wake
+    PARKED     its last watch is gone                 WAKING     Wake
     PARKED     an earlier wake had no effect          WAKING     Wake, Alarm (never parked again)
     PARKED     a prepared wake is done                AWAKE      (it came before the ring; look at once)
     PARKED     look is due                            PARKED     Look
@@ -44,6 +45,10 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
 Three roles are never mixed. Counters tell when to look, the ledger (sock_diag) tells whether to park, the doorbell
 wakes. While a GPU is awake nobody needs to be told when it falls quiet: a look once per idle_after finds the time of
 the last activity in the counters, and the end of that idle period cannot have passed before the look.
+
+What a client does is work or a touch (model.Reading). After work a GPU stays awake for idle_after, after a touch for
+touch_cooldown only. Which of them a connection is shows when it ends: so while it lasts, the governor looks again after
+touch_cooldown, and then after as long as the GPU has been awake already, up to idle_after.
 """
 
 from __future__ import annotations
@@ -87,6 +92,7 @@ PUBLIC = {
     Phase.UNMANAGED: Public.UNMANAGED,
 }
 
+CONNECTION, LEDGER = "connection", "ledger"  # reasons of a wake: a client, heard of by its ring or found by a survey
 DOWN = frozenset({Phase.PARKING, Phase.PARKED})
 PATIENCE = 3  # failed wakes in a row after which a GPU is not parked again
 MAX_DOUBLINGS = 5  # of wake_retry_ns
@@ -147,7 +153,7 @@ def wakes_on_ring(state: GovernorState, policy: Policy) -> tuple[tuple[tuple[int
     Known beforehand, so that the loop can hand the wake over first and think later. Every GPU that is down is here.
     """
     return tuple(
-        (tuple(policy.gpus[uuid].watches), Wake(uuid, gpu.seq + 1, "connection"))
+        (tuple(policy.gpus[uuid].watches), Wake(uuid, gpu.seq + 1, CONNECTION))
         for uuid, gpu in state.gpus.items()
         if gpu.phase in DOWN
     )
@@ -209,7 +215,7 @@ class _Governed:
         due = 0 < self.gpu.due_ns <= self.now_ns
         match self.gpu.phase:
             case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
-                return self.wake("connection")
+                return self.wake(CONNECTION if self.rang(readings) else "no watch")
             case _ if due and self.gpu.asked:
                 return self.doubt("survey not answered")
             case Phase.PARKED if due:
@@ -224,23 +230,24 @@ class _Governed:
     def surveyed(self, readings: Mapping[int, Reading]) -> Answer:
         match self.gpu.phase:
             case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
-                return self.wake("ledger")
+                return self.wake(LEDGER)
             case Phase.PARKED:
                 return self.enter(Phase.PARKED, due_ns=self.now_ns + self.policy.parked_look_ns), ()
             case Phase.ARMING if self.disturbed(readings):
-                self.gpu = replace(self.gpu, quiet_floor_ns=self.now_ns)
+                floor_ns = self.gpu.quiet_floor_ns if self.mine.touch_cooldown_ns else self.now_ns
+                self.gpu = self.enter(Phase.COOLING, quiet_floor_ns=floor_ns)
                 return self.rest(readings)
             case Phase.ARMING if self.now_ns < self.ready_ns(readings):
                 return self.rest(readings)
             case Phase.ARMING:
                 seq = self.gpu.seq + 1
-                return self.enter(Phase.PARKING, seq=seq, touched=True), (Park(self.uuid, seq),)
+                return self.enter(Phase.PARKING, seq=seq, touched=True, answered=False), (Park(self.uuid, seq),)
             case _:
                 return self.nothing()
 
     def lever(self, result: LeverResult) -> Answer:
         if self.gpu.phase in DOWN and result.seq == self.gpu.seq + 1:  # a prepared wake: its answer outran the ring
-            self.gpu = self.enter(Phase.WAKING, seq=result.seq, touched=True)
+            self.gpu = self.enter(Phase.WAKING, seq=result.seq, touched=True, for_client=True)
         if result.outcome is Outcome.NO_EFFECT:
             return self.in_vain(result)
         if result.seq != self.gpu.seq:
@@ -284,17 +291,22 @@ class _Governed:
         return replace(self.gpu, **changed)  # type: ignore[arg-type]  # names are checked by replace
 
     def disturbed(self, readings: Mapping[int, Reading]) -> bool:
-        """Live connections, a doorbell that rang, or a watch that could not be read."""
+        """Live connections, a doorbell that rang, a watch that could not be read, or none left."""
         for slot in self.mine.watches:
             reading = readings.get(slot)
             if reading is None or reading.live > 0 or not reading.armed:
                 return True
-        return False
+        return not self.mine.watches
+
+    def rang(self, readings: Mapping[int, Reading]) -> bool:
+        """True if a client disturbs, and not only a watch that is not there."""
+        mine = [readings[slot] for slot in self.mine.watches if slot in readings]
+        return any(reading.live > 0 or not reading.armed for reading in mine)
 
     def live(self, readings: Mapping[int, Reading]) -> bool:
-        """Live connections, or a watch that could not be read."""
+        """Live connections, a watch that could not be read, or none at all."""
         mine = [readings.get(slot) for slot in self.mine.watches]
-        return any(reading is None or reading.live > 0 for reading in mine)
+        return not mine or any(reading is None or reading.live > 0 for reading in mine)
 
     def quiet_since_ns(self, readings: Mapping[int, Reading]) -> int:
         last = [readings[slot].last_activity_ns for slot in self.mine.watches if slot in readings]
@@ -303,7 +315,14 @@ class _Governed:
     def ready_ns(self, readings: Mapping[int, Reading]) -> int:
         """The earliest time at which this GPU may park."""
         dwelt = 0 if self.gpu.parked_at_ns is None else self.gpu.parked_at_ns + self.mine.min_dwell_ns
-        return max([self.quiet_since_ns(readings) + self.mine.idle_after_ns, dwelt, *self.gpu.holds.values()])
+        touched = max(readings[slot].last_touch_ns for slot in self.mine.watches) + self.mine.touch_cooldown_ns
+        return max([self.quiet_since_ns(readings) + self.mine.idle_after_ns, touched, dwelt, *self.gpu.holds.values()])
+
+    def look_again_ns(self) -> int:
+        """When to look at live connections again: soon at first, they may turn out to have been a touch."""
+        soonest_ns = min(self.mine.touch_cooldown_ns or self.mine.idle_after_ns, self.mine.idle_after_ns)
+        awake_ns = self.now_ns - self.gpu.since_ns if self.gpu.phase is Phase.AWAKE else 0
+        return self.now_ns + min(max(awake_ns, soonest_ns), self.mine.idle_after_ns)
 
     def unexpired(self, holds: Mapping[str, int]) -> Mapping[str, int]:
         return {owner: at for owner, at in holds.items() if at > self.now_ns}
@@ -313,7 +332,7 @@ class _Governed:
         holds = self.unexpired(self.gpu.holds)
         self.gpu = replace(self.gpu, holds=holds)
         if self.live(readings):
-            return self.enter(Phase.AWAKE, due_ns=min([self.now_ns + self.mine.idle_after_ns, *holds.values()])), ()
+            return self.enter(Phase.AWAKE, due_ns=min([self.look_again_ns(), *holds.values()])), ()
         ready_ns = self.ready_ns(readings)
         if self.now_ns < ready_ns:
             return self.enter(Phase.COOLING, since_ns=self.quiet_since_ns(readings), due_ns=ready_ns), ()
@@ -328,14 +347,23 @@ class _Governed:
         return self.enter(Phase.PARKED, asked=True, due_ns=due_ns), (Look(self.uuid, self.gpu.seq),)
 
     def wake(self, reason: str, *alarms: Action) -> Answer:
-        seq = self.gpu.seq + 1
-        return self.enter(Phase.WAKING, seq=seq, touched=True), (Wake(self.uuid, seq, reason), *alarms)
+        seq, for_client = self.gpu.seq + 1, reason in (CONNECTION, LEDGER)
+        asked = self.enter(Phase.WAKING, seq=seq, touched=True, for_client=for_client)
+        return asked, (Wake(self.uuid, seq, reason), *alarms)
 
     def woken(self) -> Answer:
-        """Full speed again. A park that was not answered may have taken effect until now."""
+        """Full speed again. A park that was not answered may have taken effect until now.
+
+        What a client did is in the counters, where a touch can be told from work; any other reason to wake counts as
+        work until now.
+        """
         retries = self.gpu.retries if self.gpu.distrust else 0  # the next wake may be in vain again
         now_ns = self.now_ns
-        self.gpu = replace(self.gpu, touched=False, retries=retries, quiet_floor_ns=now_ns, parked_at_ns=now_ns)
+        self.gpu = replace(self.gpu, touched=False, retries=retries)
+        if not (self.gpu.for_client and self.mine.touch_cooldown_ns):
+            self.gpu = replace(self.gpu, quiet_floor_ns=now_ns)
+        if not self.gpu.answered:
+            self.gpu = replace(self.gpu, parked_at_ns=now_ns, answered=True)
         if self.gpu.stopping:
             return self.enter(Phase.STOPPED), ()
         if self.gpu.distrust:
@@ -366,11 +394,12 @@ class _Governed:
             case Outcome.APPLIED | Outcome.VERIFIED if self.gpu.phase is Phase.PARKED:
                 return self.nothing()
             case Outcome.APPLIED | Outcome.VERIFIED:
-                self.gpu = self.enter(Phase.PARKED, parked_at_ns=self.now_ns)
+                self.gpu = self.enter(Phase.PARKED, parked_at_ns=self.now_ns, answered=True)
                 return self.look()
             case Outcome.BUSY | Outcome.NOTHING_TO_GAIN if self.gpu.phase is Phase.PARKING:
                 due_ns = self.now_ns + self.mine.idle_after_ns
-                return self.enter(Phase.COOLING, touched=False, quiet_floor_ns=self.now_ns, due_ns=due_ns), ()
+                self.gpu = replace(self.gpu, touched=False, answered=True, quiet_floor_ns=self.now_ns)
+                return self.enter(Phase.COOLING, due_ns=due_ns), ()
             case Outcome.NEXT_LEVER:
                 return self.wake(_reason(result))
             case _:

@@ -38,20 +38,29 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one watch's counters say: live connections, the last time something happened, and its doorbell."""
+    """What one watch's counters say: connections at work, the end of the last work, its doorbell, the last touch.
+
+    A touch is what a client did that was too little to be work: a health check, a scrape.
+    """
 
     live: int
     last_activity_ns: int
     armed: bool = False
+    last_touch_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GpuPolicy:
-    """What one GPU goes by. `watches` are the slots whose connections count for it; idle_after_ns is above zero."""
+    """What one GPU goes by. idle_after_ns is above zero.
+
+    watches: the slots whose connections count for it. Without any the GPU stays awake: nobody would tell when to wake.
+    touch_cooldown_ns: it may park this long after a touch (0: nothing counts as a touch).
+    """
 
     watches: frozenset[int]
     idle_after_ns: int = 60 * SECOND_NS
     min_dwell_ns: int = SECOND_NS
+    touch_cooldown_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +225,8 @@ class GpuState:
     seq: number of the last Arm, Park or Wake; answers to earlier ones are stale. A Look bears the number of its Park.
     asked: the last Arm or Look is not answered yet.
     touched: a Park was issued and no wake after it has been confirmed.
+    answered: the last Park was answered.
+    for_client: the last Wake was asked for because of a client.
     parked_at_ns: the last time a park took effect or may have done so; the minimum dwell counts from here.
     distrust: why this GPU will not be parked again ("" while it is trusted).
     retries: failed wakes in a row; those in vain count although the driver reported success.
@@ -229,6 +240,8 @@ class GpuState:
     seq: int = 0
     asked: bool = False
     touched: bool = False
+    answered: bool = True
+    for_client: bool = False
     distrust: str = ""
     parked_at_ns: int | None = None
     retries: int = 0

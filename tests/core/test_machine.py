@@ -19,11 +19,13 @@ LIKELY_WAKE = (Outcome.WOKEN, Outcome.WOKEN, Outcome.WOKEN, Outcome.FAILED)
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     slots = draw(st.integers(1, 4))
+    cooldown_ns = draw(st.sampled_from([0, 0, 1, 3, 30]))
     gpus = {
         f"gpu{index}": GpuPolicy(
             draw(st.frozensets(st.integers(0, slots - 1), min_size=1)),
             draw(st.integers(1, 20)),
             draw(st.integers(0, 40)),
+            cooldown_ns,
         )
         for index in range(draw(st.integers(1, 3)))
     }
@@ -55,10 +57,10 @@ class Machine(RuleBasedStateMachine):
         self.world.open(self.slot(data), lost=lost)
 
     @precondition(lambda self: any(watch.ledger for watch in self.world.watches.values()))
-    @rule(data=st.data(), lost=st.sampled_from([False, False, False, True]))
-    def close(self, data: st.DataObject, lost: bool) -> None:
+    @rule(data=st.data(), lost=st.sampled_from([False, False, False, True]), touch=st.booleans())
+    def close(self, data: st.DataObject, lost: bool, touch: bool) -> None:
         slots = [slot for slot, watch in self.world.watches.items() if watch.ledger]
-        self.world.close(data.draw(st.sampled_from(slots), label="slot"), lost=lost)
+        self.world.close(data.draw(st.sampled_from(slots), label="slot"), lost=lost, touch=touch)
 
     @precondition(lambda self: any(watch.rings for watch in self.world.watches.values()))
     @rule(data=st.data(), lost=st.sampled_from([False, False, True]))
@@ -223,6 +225,82 @@ def test_parks_exactly_when_the_idle_time_is_over() -> None:
     assert (phase(world), world.state.gpus["a"].since_ns) == (Phase.COOLING, last_ns)
     world.run_well(last_ns + 10)
     assert phase(world) is Phase.PARKED
+
+
+def touched_world(**policy: int) -> World:
+    mine = GpuPolicy(frozenset({0}), idle_after_ns=100, min_dwell_ns=0, touch_cooldown_ns=5)
+    world = World(Policy({"a": mine}, **policy))
+    world.look_at_counters()
+    world.run_toward("a", Phase.PARKED)
+    return world
+
+
+def visit(world: World, for_ns: int, *, touch: bool) -> int:
+    """A client comes, and goes after a while; the time at which it went."""
+    world.open(0, lost=False)
+    end_ns = world.now_ns + for_ns
+    world.run_well(end_ns)
+    world.now_ns = end_ns
+    world.close(0, lost=False, touch=touch)
+    return end_ns
+
+
+@pytest.mark.parametrize("for_ns", [1, 4, 9])
+def test_a_touch_wakes_only_for_a_moment(for_ns: int) -> None:
+    """The GPU wakes for a touch, and is parked again a cooldown later, or twice the time that the touch took."""
+    world = touched_world()
+    start_ns = world.now_ns
+    end_ns = visit(world, for_ns, touch=True)
+    assert phase(world) is Phase.AWAKE
+    world.run_well(max(end_ns + 5, start_ns + 2 * for_ns + 5) + 5)
+    assert phase(world) is Phase.PARKED
+
+
+def test_work_wakes_for_the_whole_idle_time() -> None:
+    """Where touches are known, a connection that was none still keeps its GPU awake for idle_after."""
+    world = touched_world()
+    end_ns = visit(world, 3, touch=False)
+    world.run_well(end_ns + 99)
+    assert phase(world) is Phase.COOLING
+    world.run_well(end_ns + 100)
+    assert phase(world) is Phase.PARKED
+
+
+def test_a_touch_does_not_shorten_what_work_began() -> None:
+    """A health check during the idle time after work changes nothing."""
+    world = touched_world()
+    end_ns = visit(world, 3, touch=False)
+    world.run_well(end_ns + 50)
+    visit(world, 1, touch=True)
+    world.run_well(end_ns + 99)
+    assert phase(world) is Phase.COOLING
+    world.run_well(end_ns + 100)
+    assert phase(world) is Phase.PARKED
+
+
+def test_a_long_connection_is_looked_at_ever_less() -> None:
+    """While a connection lasts, the looks for its end become rare: doubling, up to one per idle_after."""
+    world = touched_world(reconcile_every_ns=10**9)
+    world.open(0, lost=False)
+    start_ns, looks = world.now_ns, 0
+    while world.now_ns < start_ns + 1000:
+        world.work_off()
+        world.now_ns = world.deadline_ns
+        world.look_at_counters()
+        looks += 1
+    assert looks <= 6 + 10
+
+
+def test_a_gpu_that_nobody_watches_stays_awake() -> None:
+    """Without a watch nobody would tell when to wake it; one that loses its last watch is woken."""
+    world = quiet_world()
+    world.run_toward("a", Phase.PARKED)
+    world.policy = Policy({"a": GpuPolicy(frozenset(), idle_after_ns=10)})
+    world.alone = {"a": world.policy}
+    world.look_at_counters()
+    assert world.boards["a"].kinds[-1] == "Wake"
+    world.run_well(world.now_ns + 1000)
+    assert phase(world) is Phase.AWAKE
 
 
 def test_sleeps_while_parked() -> None:

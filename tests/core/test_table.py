@@ -60,6 +60,7 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("PARKING", "failed"): ([answered(Outcome.FAILED), answered(Outcome.WEDGED), answered(Outcome.LOST)], {}),
     ("PARKING", "something live, or a doorbell rang"): ([Counters(LIVE), Counters(RANG), HOLD], {}),
     ("PARKED", "something live, or a doorbell rang"): ([Counters(LIVE), Surveyed("g", 0, RANG), HOLD], {}),
+    ("PARKED", "its last watch is gone"): ([Counters({})], {}),
     ("PARKED", "an earlier wake had no effect"): ([LeverResult("g", -1, Outcome.NO_EFFECT)], {}),
     ("PARKED", "a prepared wake is done"): ([LeverResult("g", 1, Outcome.WOKEN)], {}),
     ("PARKED", "look is due"): ([Counters(QUIET)], {"due_ns": NOW_NS}),

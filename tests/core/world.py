@@ -45,6 +45,7 @@ class Watch:
     ledger: set[int] = field(default_factory=set)
     counted: set[int] = field(default_factory=set)
     last_ns: int = 0
+    last_touch_ns: int = 0
     armed: bool = False
     rings: int = 0  # doorbells on their way
     deaf: bool = False  # a doorbell was lost, and it was not armed again since
@@ -107,19 +108,23 @@ class World:
             self.lost.add(name)
         if not lost:
             watch.counted.add(name)
-            watch.last_ns = self.now_ns
+            watch.last_touch_ns = self.now_ns
+            if not self.touches:
+                watch.last_ns = self.now_ns
             if watch.armed:
                 watch.armed = False
                 watch.rings += 1
 
-    def close(self, slot: int, *, lost: bool) -> None:
-        """The oldest connection ends; `lost`: the counters do not hear of it."""
+    def close(self, slot: int, *, lost: bool, touch: bool = False) -> None:
+        """The oldest connection ends; `lost`: the counters do not hear of it; `touch`: it was no work."""
         watch = self.watches[slot]
         name = min(watch.ledger)
         watch.ledger.remove(name)
         if not lost and name in watch.counted:
             watch.counted.remove(name)
-            watch.last_ns = self.now_ns
+            watch.last_touch_ns = self.now_ns
+            if not (touch and self.touches):
+                watch.last_ns = self.now_ns
 
     def lose_ring(self, slot: int) -> None:
         """A doorbell never arrives."""
@@ -131,10 +136,15 @@ class World:
 
     def read(self, slots: Iterable[int]) -> dict[int, Reading]:
         return {
-            slot: Reading(len(watch.counted), watch.last_ns, watch.armed)
+            slot: Reading(len(watch.counted), watch.last_ns, watch.armed, watch.last_touch_ns)
             for slot, watch in self.watches.items()
             if slot in slots
         }
+
+    @property
+    def touches(self) -> bool:
+        """True if a connection may turn out to have been a touch."""
+        return any(gpu.touch_cooldown_ns for gpu in self.policy.gpus.values())
 
     def sharing(self, slot: int) -> list[str]:
         return [uuid for uuid, mine in self.policy.gpus.items() if slot in mine.watches]
@@ -314,6 +324,8 @@ class World:
         assert set(seen.readings) == mine.watches
         assert all(reading.live == 0 and reading.armed for reading in seen.readings.values())
         assert all(reading.last_activity_ns + mine.idle_after_ns <= self.now_ns for reading in seen.readings.values())
+        cooldown_ns = mine.touch_cooldown_ns
+        assert all(reading.last_touch_ns + cooldown_ns <= self.now_ns for reading in seen.readings.values())
         assert not self.stopped
         assert not before.distrust
         assert not any(gpu == uuid and at > self.now_ns for (gpu, _), at in self.holds.items())
