@@ -5,10 +5,13 @@
  * Two hooks feed one set. The tracepoint sock:inet_sock_set_state does the accounting; a sockops program sees every
  * passive open as well, because the kernel skips a perf-attached tracepoint program whenever another tracing program
  * runs on that CPU. Both insert under the same identity: whoever comes first counts, the other finds the entry.
- * User space heals lost closes and remembers what was open before; it writes to `connections` and to `armed` only.
+ * User space heals lost closes and remembers what was open before.
+ *
+ * A third hook, a filter of incoming packets that lets everything pass, is attached only while a GPU is parked although
+ * connections are open: it rings for the first byte on one of those.
  *
  * bpf/README.md is the contract of the maps. Compiled by bcc with the stub headers beside this file; MAX_CONNECTIONS,
- * MAX_WATCHES, OFFSET_SKC_NET and OFFSET_NET_COOKIE come from the loader, everything else arrives through maps.
+ * MAX_WATCHES and the OFFSET_s come from the loader, everything else arrives through maps.
  */
 
 #define AF_INET 2
@@ -17,9 +20,15 @@
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_RECV 3
+#define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
+#define TCP_LISTEN 10
 
 #define RING_FORCE_WAKEUP 2 /* BPF_RB_FORCE_WAKEUP */
+
+#ifdef WITHOUT_PROBE_READ_KERNEL /* before Linux 5.5 */
+#define bpf_probe_read_kernel bpf_probe_read
+#endif
 
 struct watch_key {
     u64 netns; /* cookie of the network namespace, 0 = any */
@@ -44,11 +53,15 @@ struct identity {
 
 struct connection {
     u64 since_ns; /* CLOCK_MONOTONIC; 0 if user space found it */
-    u32 slot;
-    u32 pad;
+    u32 slot;     /* NO_WATCH: one of our own probes, which is nobody's work */
+    u32 heard;    /* 1: user space has judged what the client said so far, which is: */
+    u64 heard_bytes;
 };
 
-/* One per watch, read by user space through mmap. All but `armed` only grow; live = opened + seeded - closed - healed. */
+/*
+ * One per watch, read by user space through mmap; two cache lines. User space writes `armed` and, before the watch
+ * begins, the two bounds of a touch. The others only grow; live = opened + seeded - closed - healed.
+ */
 struct slot {
     u64 opened;
     u64 closed;
@@ -59,17 +72,30 @@ struct slot {
     u64 overflow;    /* opens that found the set full */
     u64 ring_failed; /* rings that found the doorbell's buffer full */
     u64 ignored;
-    u64 seen_by_sockops;    /* opens that each hook saw, whichever came first; also those of a stale entry's identity */
+    u64 seen_by_sockops; /* opens that each hook saw, whichever came first; also those of a stale entry's identity */
     u64 seen_by_tracepoint;
-    u64 pad[5];             /* two cache lines each */
+    u64 last_work_ns; /* like last_activity_ns, without touches */
+    u64 touches;      /* connections that were over sooner, and with fewer bytes from the client, than: */
+    u64 touch_ns;
+    u64 touch_bytes;
+    u64 data_rings; /* of `rings`, those for data on an open connection */
 };
+
+/* The last slot is no watch: `opened` counts the listening sockets that came or went, `armed` rings `bulletin`. */
+#define NO_WATCH MAX_WATCHES
 
 BPF_F_TABLE("array", u32, u64, ports, 65536 / 64, 0); /* bit set: some watch has this port */
 BPF_F_TABLE("hash", struct watch_key, u32, watches, MAX_WATCHES, 0);
 BPF_F_TABLE("lpm_trie", struct ignore_key, u32, ignore, 1024, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", struct identity, struct connection, connections, MAX_CONNECTIONS, 0);
-BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", u64, u32, silent, MAX_CONNECTIONS, BPF_F_NO_PREALLOC); /* socket cookie -> slot: data rings */
+#ifdef WITHOUT_RINGBUF /* before Linux 5.8: nobody can be woken, so `rings` counts everything that would have rung */
+BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES + 1, 0);
+#else
+BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES + 1, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(doorbell, 1);
+BPF_RINGBUF_OUTPUT(bulletin, 1); /* listening sockets came or went */
+#endif
 
 /* The cheap question that all other traffic on the machine pays for. */
 static inline int is_any_watch(u16 port)
@@ -98,7 +124,9 @@ static inline u32 *find_watch(u64 netns, u32 port)
  */
 static inline int disarm(struct slot *slot)
 {
-#ifdef WITHOUT_COMPARE_AND_EXCHANGE
+#ifdef WITHOUT_RINGBUF
+    return 1;
+#elif defined(WITHOUT_COMPARE_AND_EXCHANGE)
     if (!slot->armed)
         return 0;
     slot->armed = 0;
@@ -108,16 +136,37 @@ static inline int disarm(struct slot *slot)
 #endif
 }
 
-static inline void ring(struct slot *slot, u64 now_ns)
+/* Returns whether it rang. */
+static inline int ring(struct slot *slot, u64 now_ns)
 {
-    u64 look = 1;
-
     if (!disarm(slot))
-        return;
+        return 0;
     slot->rang_ns = now_ns;
     __sync_fetch_and_add(&slot->rings, 1);
+#ifndef WITHOUT_RINGBUF
+    u64 look = 1;
+
     if (doorbell.ringbuf_output(&look, sizeof(look), RING_FORCE_WAKEUP))
         __sync_fetch_and_add(&slot->ring_failed, 1);
+#endif
+    return 1;
+}
+
+/* A listening socket came or went: somebody may want to look which servers there are. */
+static inline void announce(void)
+{
+    u32 index = NO_WATCH;
+    struct slot *slot = slots.lookup(&index);
+
+    if (!slot)
+        return;
+    __sync_fetch_and_add(&slot->opened, 1);
+#ifndef WITHOUT_RINGBUF
+    u64 look = 1;
+
+    if (disarm(slot))
+        bulletin.ringbuf_output(&look, sizeof(look), RING_FORCE_WAKEUP);
+#endif
 }
 
 static inline int is_ignored(u32 index, const u8 *peer)
@@ -142,40 +191,78 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
             __sync_fetch_and_add(&slot->ignored, 1);
         return;
     }
-    if (by_sockops)
-        __sync_fetch_and_add(&slot->seen_by_sockops, 1);
-    else
-        __sync_fetch_and_add(&slot->seen_by_tracepoint, 1);
     if (!connections.insert(id, &connection)) {
         __sync_fetch_and_add(&slot->opened, 1);
     } else {
         /* The other hook was first, or an earlier connection of this identity was never seen to close. */
         known = connections.lookup(id);
-        if (known)
+        if (known && known->slot == NO_WATCH)
+            return;
+        if (known) {
             known->since_ns = connection.since_ns;
-        else
+        } else {
             __sync_fetch_and_add(&slot->overflow, 1);
+            slot->last_work_ns = connection.since_ns;
+        }
     }
+    if (by_sockops)
+        __sync_fetch_and_add(&slot->seen_by_sockops, 1);
+    else
+        __sync_fetch_and_add(&slot->seen_by_tracepoint, 1);
     slot->last_activity_ns = connection.since_ns;
     ring(slot, connection.since_ns);
 }
 
-static inline void leave(struct identity *id)
-{
-    struct connection *connection = connections.lookup(id);
-    struct slot *slot;
-    u32 index;
+/*
+ * What the end of a connection means. Nothing: it said no more than user space has judged already. A touch: so little
+ * was asked, and for so short a time, that it cannot have been work. Work otherwise, and where nobody can tell.
+ */
+enum meaning { NOTHING, TOUCH, WORK };
 
-    if (!connection)
+static inline int meaning_of(const struct slot *slot, const struct connection *connection, u64 now_ns, const void *sk)
+{
+#ifdef OFFSET_BYTES_RECEIVED
+    u64 bytes = ~0ULL;
+
+    bpf_probe_read_kernel(&bytes, sizeof(bytes), sk + OFFSET_BYTES_RECEIVED);
+    if (connection->heard) {
+        bytes -= connection->heard_bytes;
+        if (bytes <= 1) /* the FIN counts as one */
+            return NOTHING;
+        return slot->touch_ns && bytes < slot->touch_bytes ? TOUCH : WORK;
+    }
+    if (connection->since_ns && now_ns - connection->since_ns < slot->touch_ns && bytes < slot->touch_bytes)
+        return TOUCH;
+#endif
+    return WORK;
+}
+
+static inline void leave(struct identity *id, const void *sk)
+{
+    struct connection *found = connections.lookup(id), connection;
+    u64 now_ns = bpf_ktime_get_ns();
+    struct slot *slot;
+    int meaning;
+
+    if (!found)
         return;
-    index = connection->slot;
+    connection = *found;
     if (connections.delete(id))
         return; /* user space healed it in between */
-    slot = slots.lookup(&index);
+    if (connection.slot == NO_WATCH)
+        return;
+    slot = slots.lookup(&connection.slot);
     if (!slot)
         return;
+    /* Before the counting: who finds nobody live must find when the last one was. */
+    meaning = meaning_of(slot, &connection, now_ns, sk);
+    if (meaning != NOTHING)
+        slot->last_activity_ns = now_ns;
+    if (meaning == TOUCH)
+        __sync_fetch_and_add(&slot->touches, 1);
+    if (meaning == WORK)
+        slot->last_work_ns = now_ns;
     __sync_fetch_and_add(&slot->closed, 1);
-    slot->last_activity_ns = bpf_ktime_get_ns();
 }
 
 static inline u64 netns_of_socket(const void *sk)
@@ -203,6 +290,10 @@ TRACEPOINT_PROBE(sock, inet_sock_set_state)
 
     if (args->protocol != IPPROTO_TCP) /* not MPTCP's 262: its subflows come by themselves */
         return 0;
+    if (args->newstate == TCP_LISTEN || (args->oldstate == TCP_LISTEN && args->newstate == TCP_CLOSE)) {
+        announce();
+        return 0;
+    }
     opens = args->oldstate == TCP_SYN_RECV && args->newstate == TCP_ESTABLISHED;
     /* Out of SYN_RECV too: with TCP Fast Open the sockops hook comes that early. */
     if (!opens && (is_live(args->newstate) || !(is_live(args->oldstate) || args->oldstate == TCP_SYN_RECV)))
@@ -217,7 +308,7 @@ TRACEPOINT_PROBE(sock, inet_sock_set_state)
     __builtin_memcpy(id.local, args->saddr_v6, 16);
     __builtin_memcpy(id.peer, args->daddr_v6, 16);
     if (!opens) {
-        leave(&id);
+        leave(&id, args->skaddr);
         return 0;
     }
     index = find_watch(id.netns, id.local_port);
@@ -279,6 +370,40 @@ int passive_open(struct bpf_sock_ops *ops)
         put_v4(id.peer, b);
     }
     enter(&id, *index, 1);
+    return 1;
+}
+
+/* Incoming packets of every socket. Never drops one: it only listens for data on connections that were silent. */
+int data_arrived(struct __sk_buff *packet)
+{
+    u8 first = 0, offset = 0;
+    struct slot *slot;
+    u32 *index, headers;
+    u64 cookie, now_ns;
+
+    if (!is_any_watch(packet->local_port))
+        return 1;
+    cookie = bpf_get_socket_cookie(packet);
+    index = silent.lookup(&cookie);
+    if (!index)
+        return 1;
+    slot = slots.lookup(index);
+    if (!slot)
+        return 1;
+#ifndef WITHOUT_RINGBUF
+    if (!slot->armed) /* an active connection costs no more than this */
+        return 1;
+#endif
+    /* The packet begins with the IP header; IPv6 extension headers are rare and count as data. */
+    bpf_skb_load_bytes(packet, 0, &first, 1);
+    headers = first >> 4 == 4 ? (first & 15) * 4 : 40;
+    bpf_skb_load_bytes(packet, headers + 12, &offset, 1);
+    headers += (offset >> 4) * 4;
+    if (packet->len <= headers) /* a bare acknowledgement, or the end */
+        return 1;
+    now_ns = bpf_ktime_get_ns();
+    if (ring(slot, now_ns))
+        __sync_fetch_and_add(&slot->data_rings, 1);
     return 1;
 }
 #endif

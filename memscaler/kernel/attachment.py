@@ -22,7 +22,7 @@ DISTRIBUTION_PYTHON = "/usr/bin/python3"
 LOADER = Path(__file__).with_name("loader.py")
 LOAD_TIMEOUT_S = 60.0  # 0.2 s here; 4 s in an emulated machine
 _MESSAGE_BYTES = 64 * 1024
-_MAX_FDS = 16
+_MAX_FDS = 32
 
 
 @dataclass(slots=True)
@@ -32,8 +32,9 @@ class Attachment:
     fds: Mapping[str, int]
     notices: tuple[str, ...]
     headers: str
-    tells_netns: bool
     python: str
+    tells_netns: bool
+    tells_touches: bool
     _open: bool = field(default=True)
 
     @property
@@ -41,9 +42,19 @@ class Attachment:
         """True if the sockops hook is attached, so that no open can be lost."""
         return "sockops" in self.fds
 
+    @property
+    def rings(self) -> bool:
+        """True if the kernel can wake us (Linux 5.8); else the counters have to be polled."""
+        return "doorbell" in self.fds
+
+    @property
+    def hears_data(self) -> bool:
+        """True if the first byte on a silent connection can ring."""
+        return "data_program" in self.fds
+
     def recursion_misses(self) -> dict[str, int]:
         """Per hook: events that the kernel skipped because another tracing program was running on that CPU."""
-        hooks = {"tracepoint": "tracepoint_program", "sockops": "sockops_program"}
+        hooks = {"tracepoint": "tracepoint_program", "sockops": "sockops_program", "data": "data_program"}
         return {
             hook: program_info(self.fds[name])["recursion_misses"] for hook, name in hooks.items() if name in self.fds
         }
@@ -66,9 +77,10 @@ def load(
     """Compile and attach, in a child that is gone when this returns.
 
     loader_python: the interpreter that has bcc; "" tries this one, then the distribution's.
-    without: "sockops" or "btf", to run as on a machine that lacks them.
+    without: "sockops", "btf" or "ringbuf", to run as on a machine that lacks them.
     Raise PermissionMissing (exit 4) or KernelUnavailable (exit 69), each with what to do.
     """
+    _check_clock()
     options = {"max_connections": max_connections, "max_watches": MAX_WATCHES}
     options |= {f"without_{name}": True for name in without}
     pythons = [loader_python] if loader_python else list(dict.fromkeys([sys.executable, DISTRIBUTION_PYTHON]))
@@ -85,13 +97,24 @@ def load(
                 dict(zip(answer["fds"], fds, strict=True)),
                 tuple(answer["notices"]),
                 answer["headers"],
-                bool(answer["netns"]),
                 python,
+                bool(answer["netns"]),
+                bool(answer["touches"]),
             )
         failure = _error(answer)
         if answer["error"] != "no-bcc":
             break
     raise failure
+
+
+def _check_clock() -> None:
+    """In a time namespace our CLOCK_MONOTONIC is not that of bpf_ktime_get_ns (time_namespaces(7), Linux 5.6)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+            clock, seconds, nanoseconds = line.split()
+            if clock == "monotonic" and (int(seconds) or int(nanoseconds)):
+                hint = "start memscaler outside of it"
+                raise KernelUnavailable(f"the clock of this time namespace is shifted by {seconds} s", hint=hint)
 
 
 def _error(answer: Mapping[str, str]) -> MemscalerError:

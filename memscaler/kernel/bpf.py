@@ -9,14 +9,17 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import struct
 from collections.abc import Iterator
 
 from memscaler.kernel.loader import SYS_BPF
 
-_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _INFO_BY_FD, _MAP_LOOKUP_BATCH = 1, 2, 3, 15, 24
-NOEXIST = 1
+_MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4
+_INFO_BY_FD, _MAP_LOOKUP_BATCH, _LINK_CREATE = 15, 24, 28
+NOEXIST, EXIST = 1, 2
 _BATCH = 4096
+_BATCHES = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (5, 6)
 _PROG_INFO_BYTES, _MAP_INFO_BYTES = 232, 80
 _RUN_TIME_NS, _RUN_COUNT, _RECURSION_MISSES = 192, 200, 208  # offsets in struct bpf_prog_info
 
@@ -69,7 +72,28 @@ class HashMap:
         return True
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every entry, in a few system calls (BPF_MAP_LOOKUP_BATCH, Linux 5.6). Entries may come and go meanwhile."""
+        """Every entry, in a few system calls. Entries may come and go meanwhile."""
+        return self._in_batches() if _BATCHES else self._one_by_one()
+
+    def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
+        """Before BPF_MAP_LOOKUP_BATCH (Linux 5.6)."""
+        following = ctypes.create_string_buffer(len(self._key))
+        position = 0  # the first
+        while True:
+            try:
+                _call(_MAP_NEXT_KEY, struct.pack("=IIQQ", self._fd, 0, position, ctypes.addressof(following)))
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise
+            key = following.raw
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+            self._key.raw = key  # if it is gone meanwhile, the kernel begins again: keys may come twice
+            position = ctypes.addressof(self._key)
+
+    def _in_batches(self) -> Iterator[tuple[bytes, bytes]]:
         key_bytes, value_bytes = len(self._key), len(self._value)
         if not self._many:
             sizes = (_BATCH * key_bytes, _BATCH * value_bytes, max(8, key_bytes))
@@ -108,6 +132,11 @@ class HashMap:
         self._key.raw = key
         value = 0 if command == _MAP_DELETE else ctypes.addressof(self._value)  # EINVAL for what a command does not use
         _call(command, struct.pack("=IIQQQ", self._fd, 0, ctypes.addressof(self._key), value, flags))
+
+
+def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
+    """Attach a program; it is detached when the descriptor returned is closed. Linux 5.7 for cgroups."""
+    return _call(_LINK_CREATE, struct.pack("=IIII", program_fd, target_fd, attach_type, 0).ljust(64, b"\0"))
 
 
 def map_sizes(fd: int) -> tuple[int, int, int]:

@@ -41,6 +41,10 @@ class Door:
     def __init__(self, fd: int, counters: Counters, slots: Iterable[int]) -> None:
         self.fd = fd
         self._is_armed = counters.is_armed
+        self.watch(slots)
+
+    def watch(self, slots: Iterable[int]) -> None:
+        """From now on these are its own."""
         self._slots = tuple(slots)
 
     def rang(self) -> bool:

@@ -28,16 +28,22 @@ from typing import Any, NamedTuple
 TRACEPOINT = "sock:inet_sock_set_state"
 TRACEFS = "/sys/kernel/tracing"
 BTF = "/sys/kernel/btf/vmlinux"
-OLDEST_KERNEL = (5, 8)  # the ring buffer map
+OLDEST_KERNEL = (4, 16)  # the tracepoint
+PROBE_READ_KERNEL = (5, 5)
+RING_BUFFER = (5, 8)
 COMPARE_AND_EXCHANGE = (5, 12)  # in BPF
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 SO_NETNS_COOKIE = 71
 BPF_LINK_CREATE = 28
 BPF_CGROUP_SOCK_OPS = 3
-BPF_PROG_TYPE_SOCK_OPS = 13
+BPF_PROG_TYPE_CGROUP_SKB, BPF_PROG_TYPE_SOCK_OPS = 8, 13
 CAN_MISS = "a connection can be missed for up to a second while a GPU is parked"
 ONE_NAMESPACE = "network namespaces are not told apart"
-MAPS = ("ports", "watches", "ignore", "connections", "slots", "doorbell")
+NO_DATA = "an open connection keeps its GPU awake even if nothing is said on it"
+NO_TOUCHES = "a health check counts like any other connection"
+NO_RING = "counters are polled while a GPU is parked, and a connection wakes it up to 20 ms late"
+MAPS = ("ports", "watches", "ignore", "connections", "silent", "slots")
+RINGS = ("doorbell", "bulletin")
 BTF_MAGIC, BTF_STRUCT = 0xEB9F, 4
 # Bytes that follow the 12-byte record of a BTF type, by kind: fixed, or per member.
 BTF_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
@@ -75,14 +81,20 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
     mounted = ensure_tracefs()
     notices = [f"mounted tracefs on {TRACEFS}"] if mounted else []
     resource_limit()
+    offsets = {} if options.get("without_btf") else kernel_offsets()
     wanted = Variant(
         None if options.get("without_sockops") else cgroup2_root(),
-        None if options.get("without_btf") else netns_offsets(),
+        netns_offsets(offsets),
+        offsets.get((b"tcp_sock", b"bytes_received")),
     )
+    if not has_rings(options):
+        notices.append("a kernel before 5.8 (no BPF ring buffer): " + NO_RING)
     if wanted.cgroup is None:
-        notices.append("no root of cgroup v2: " + CAN_MISS)
-    if wanted.offsets is None:
+        notices += ["no root of cgroup v2: " + CAN_MISS, "no root of cgroup v2: " + NO_DATA]
+    if wanted.netns is None:
         notices.append("no kernel BTF, or a kernel before 5.14: " + ONE_NAMESPACE)
+    if wanted.bytes_received is None:
+        notices.append("no kernel BTF: " + NO_TOUCHES)
     failures = []
     with Quiet() as quiet:
         bpf_class = import_bcc()
@@ -92,9 +104,9 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
             except Exception as error:  # noqa: BLE001  # bcc raises bare ones
                 failures.append(f"{variant}: {error}")
                 continue
-            notices += lost_abilities(wanted, variant)
-            names, netns = list(fds), variant.offsets is not None
-            answer = {"fds": names, "notices": notices, "headers": variant.headers, "netns": netns}
+            notices += lost_abilities(wanted, variant, fds)
+            able = {"netns": variant.netns is not None, "touches": variant.bytes_received is not None}
+            answer = {"fds": list(fds), "notices": notices, "headers": variant.headers, **able}
             return {**answer, "detail": quiet.text()}, list(fds.values())
         check_permission()
         raise LoadError(
@@ -106,29 +118,36 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
 
 
 class Variant(NamedTuple):
-    """What to attach and how: None for what is left out."""
+    """What to attach and how: None for what is left out. netns, bytes_received: offsets in the kernel's structs."""
 
     cgroup: str | None
-    offsets: tuple[int, int] | None
+    netns: tuple[int, int] | None
+    bytes_received: int | None
     headers: str = "stubs"
 
     def __str__(self) -> str:
         hooks = "both hooks" if self.cgroup else "tracepoint"
-        return f"{hooks}, {'' if self.offsets else 'no '}namespaces, {self.headers}"
+        return f"{hooks}, {'' if self.netns else 'no '}namespaces, {self.headers}"
 
 
 def variants(wanted: Variant) -> list[Variant]:
     """Best first: not losing an open matters more than telling namespaces apart."""
-    fewer = [(wanted.cgroup, wanted.offsets), (wanted.cgroup, None), (None, wanted.offsets), (None, None)]
-    return [Variant(cgroup, net, headers) for cgroup, net in dict.fromkeys(fewer) for headers in ("stubs", "kernel")]
+    fewer = [(wanted.cgroup, wanted.netns), (wanted.cgroup, None), (None, wanted.netns), (None, None)]
+    return [
+        Variant(cgroup, netns, wanted.bytes_received, headers)
+        for cgroup, netns in dict.fromkeys(fewer)
+        for headers in ("stubs", "kernel")
+    ]
 
 
-def lost_abilities(wanted: Variant, got: Variant) -> list[str]:
+def lost_abilities(wanted: Variant, got: Variant, fds: dict[str, int]) -> list[str]:
     """What a lesser variant than hoped for costs, one line each."""
     lost = []
     if wanted.cgroup and not got.cgroup:
         lost.append("the sockops program was refused: " + CAN_MISS)
-    if wanted.offsets and not got.offsets:
+    if wanted.cgroup and "data_program" not in fds:
+        lost.append("the filter of incoming packets was refused: " + NO_DATA)
+    if wanted.netns and not got.netns:
         lost.append("this kernel tells sockops no namespace (before 5.15): " + ONE_NAMESPACE)
     if got.headers == "kernel":
         lost.append("compiled with the installed kernel headers: this bcc does not take the stub headers")
@@ -152,10 +171,15 @@ def kernel_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def has_rings(options: dict[str, Any]) -> bool:
+    """Whether the kernel can wake somebody up from a BPF program."""
+    return kernel_version() >= RING_BUFFER and not options.get("without_ringbuf")
+
+
 def check_kernel() -> None:
     """Raise if the kernel is too old or the machine unknown."""
     if kernel_version() < OLDEST_KERNEL:
-        hint = "memscaler needs Linux 5.8 or newer (BPF ring buffer)"
+        hint = "memscaler needs Linux 4.16 or newer (tracepoint " + TRACEPOINT + ")"
         raise LoadError("old-kernel", f"kernel {platform.release()} is too old", hint)
     if platform.machine() not in SYS_BPF:
         hint = "memscaler knows " + ", ".join(SYS_BPF)
@@ -230,30 +254,38 @@ def compile_and_attach(bpf_class: Any, bpf_dir: str, options: dict[str, Any], va
         flags.append(f"-DPAGE_SIZE={resource.getpagesize()}")
     if variant.cgroup:
         flags.append("-DWITH_SOCKOPS")
-    if variant.offsets:
-        flags += [f"-DOFFSET_SKC_NET={variant.offsets[0]}", f"-DOFFSET_NET_COOKIE={variant.offsets[1]}"]
+    if variant.netns:
+        flags += [f"-DOFFSET_SKC_NET={variant.netns[0]}", f"-DOFFSET_NET_COOKIE={variant.netns[1]}"]
+    if variant.bytes_received is not None:
+        flags.append(f"-DOFFSET_BYTES_RECEIVED={variant.bytes_received}")
     if kernel_version() < COMPARE_AND_EXCHANGE:
         flags.append("-DWITHOUT_COMPARE_AND_EXCHANGE")
+    if kernel_version() < PROBE_READ_KERNEL:
+        flags.append("-DWITHOUT_PROBE_READ_KERNEL")
+    if not has_rings(options):
+        flags.append("-DWITHOUT_RINGBUF")
     bpf = bpf_class(src_file=os.path.join(bpf_dir, "connections.bpf.c").encode(), cflags=flags)
-    fds = {name: bpf[name.encode()].map_fd for name in MAPS}
+    maps = (*MAPS, *RINGS) if has_rings(options) else MAPS
+    fds = {name: bpf[name.encode()].map_fd for name in maps}
     fds["tracepoint_program"] = bpf.funcs[b"tracepoint__sock__inet_sock_set_state"].fd
     fds["tracepoint"] = bpf.tracepoint_fds[TRACEPOINT.encode()]
     if variant.cgroup:
         program = bpf.load_func(b"passive_open", BPF_PROG_TYPE_SOCK_OPS)
+        fds["cgroup"] = os.open(variant.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         fds["sockops_program"] = program.fd
-        fds["sockops"] = link(program.fd, variant.cgroup)
+        fds["sockops"] = link(program.fd, fds["cgroup"], BPF_CGROUP_SOCK_OPS)
+        with contextlib.suppress(Exception):  # lost_abilities tells what it costs
+            fds["data_program"] = bpf.load_func(b"data_arrived", BPF_PROG_TYPE_CGROUP_SKB).fd
     return fds
 
 
-def link(program_fd: int, cgroup: str) -> int:
+def link(program_fd: int, cgroup_fd: int, attach_type: int) -> int:
     """Attach by bpf_link: it goes when its last descriptor is closed, unlike the legacy attachment."""
-    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-    attributes = struct.pack("=IIII", program_fd, directory, BPF_CGROUP_SOCK_OPS, 0).ljust(64, b"\0")
+    attributes = struct.pack("=IIII", program_fd, cgroup_fd, attach_type, 0).ljust(64, b"\0")
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.syscall(SYS_BPF[platform.machine()], BPF_LINK_CREATE, attributes, len(attributes))
-    os.close(directory)
     if fd < 0:
-        raise OSError(ctypes.get_errno(), "BPF_LINK_CREATE on " + cgroup + ": " + os.strerror(ctypes.get_errno()))
+        raise OSError(ctypes.get_errno(), "BPF_LINK_CREATE: " + os.strerror(ctypes.get_errno()))
     return fd
 
 
@@ -278,22 +310,30 @@ class Quiet:
 # ---- offsets from BTF ----------------------------------------------------------------------------------------------
 
 
-def netns_offsets(path: str = BTF) -> tuple[int, int] | None:
-    """(offset of sock.__sk_common.skc_net.net, offset of net.net_cookie) in bytes, or None without (usable) BTF.
+def kernel_offsets(path: str = BTF) -> dict[tuple[bytes, bytes], int]:
+    """(struct, member) -> offset in bytes; empty without (usable) BTF.
 
     Format: Documentation/bpf/btf.rst in the kernel's source.
     """
     try:
-        # User space must be able to ask for the same cookie (Linux 5.14).
-        with socket.socket() as sock:
-            sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
         with open(path, "rb") as file:
-            structs = btf_structs(file.read(), {b"sock_common", b"net"})
+            structs = btf_structs(file.read(), {b"sock_common", b"net", b"tcp_sock"})
     except (OSError, ValueError, struct.error, IndexError):
+        return {}
+    return {(name, member): offset for name, members in structs.items() for member, offset in members.items()}
+
+
+def netns_offsets(offsets: dict[tuple[bytes, bytes], int]) -> tuple[int, int] | None:
+    """(offset of sock.__sk_common.skc_net.net, of net.net_cookie), if user space can ask for that cookie too."""
+    skc_net, cookie = offsets.get((b"sock_common", b"skc_net")), offsets.get((b"net", b"net_cookie"))
+    if skc_net is None or cookie is None:
         return None
-    skc_net = structs.get(b"sock_common", {}).get(b"skc_net")
-    cookie = structs.get(b"net", {}).get(b"net_cookie")
-    return None if skc_net is None or cookie is None else (skc_net, cookie)
+    try:
+        with socket.socket() as sock:
+            sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)  # Linux 5.14
+    except OSError:
+        return None
+    return skc_net, cookie
 
 
 def btf_structs(raw: bytes, wanted: set[bytes]) -> dict[bytes, dict[bytes, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -33,12 +34,17 @@ def cookie_of(sock: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def entered(path: str) -> Iterator[None]:
-    """Run this thread in the network namespace of `path` (/proc/PID/ns/net, /run/netns/NAME). Needs CAP_SYS_ADMIN."""
+def entered(path: str, inode: int = 0) -> Iterator[None]:
+    """Run this thread in the network namespace of `path` (/proc/PID/ns/net, /run/netns/NAME). Needs CAP_SYS_ADMIN.
+
+    inode: which one it must be, if that is known: the path of a process that has ended may belong to another.
+    """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if inode and os.fstat(there).st_ino != inode:
+                raise FileNotFoundError(errno.ENOENT, "another namespace has this path now", path)
             _setns(there)
         finally:
             os.close(there)

@@ -22,10 +22,12 @@ sys.stdin.read()
 """
 
 SOCKOPS = """
+import os
 import loader
 from bcc import BPF
 bpf = BPF(text='int other(struct bpf_sock_ops *ops) { bpf_sock_ops_cb_flags_set(ops, 0); return 1; }')
-fd = loader.link(bpf.load_func(b"other", loader.BPF_PROG_TYPE_SOCK_OPS).fd, loader.cgroup2_root())
+cgroup = os.open(loader.cgroup2_root(), os.O_RDONLY | os.O_DIRECTORY)
+fd = loader.link(bpf.load_func(b"other", loader.BPF_PROG_TYPE_SOCK_OPS).fd, cgroup, loader.BPF_CGROUP_SOCK_OPS)
 print("ready", flush=True)
 sys.stdin.read()
 """

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from memscaler.kernel import ledger as ledgers
+from memscaler.kernel import records
 from memscaler.kernel.ledger import Corrections
 from tests.kernel.worlds import Port, World, connected, reset
 
@@ -15,8 +15,8 @@ def entries(port: Port) -> list[bytes]:
 
 def forge(port: Port, since_ns: int = 1) -> bytes:
     """An entry whose connection is long gone, as a lost close leaves it; counted as opened, like a hook would."""
-    key = ledgers._IDENTITY.pack(port.watch.netns, port.number, 1, 0, bytes(16), bytes(16))
-    port.world.ledger._connections.put(key, ledgers._CONNECTION.pack(since_ns, port.watch.slot, 0))
+    key = records.IDENTITY.pack(port.watch.netns, port.number, 1, 0, bytes(16), bytes(16))
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(since_ns, port.watch.slot, 0, 0))
     port.watch.seeded += 1
     return key
 
@@ -29,8 +29,8 @@ class Interleaved:
         self._after = after
         self._dumps = 0
 
-    def connections(self, port):
-        rows = self._diag.connections(port)
+    def connections(self, port, **more):
+        rows = self._diag.connections(port, **more)
         self._dumps += 1
         self._after.get(f"dump_{self._dumps}", lambda: None)()
         return rows
@@ -82,7 +82,7 @@ def test_new_connection_renews_a_stale_entry(port: Port):
     reset(first)
     held.close()
     port.settles(0)
-    port.world.ledger._connections.put(key, ledgers._CONNECTION.pack(1, port.watch.slot, 0))
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
     port.watch.seeded += 1
     reopened_ns = time.monotonic_ns()
     second = port.kept.enter_context(connected(port.world.netns, port.number, source=source))
@@ -113,11 +113,12 @@ def test_closed_after_the_set_was_read(port: Port):
     """A connection that ends by itself during reconciling is not healed a second time."""
     client, accepted = port.pair(port.listen())
     healed = port.watch.healed
-    known = port.world.ledger._entries()[port.watch.slot]
+    ledger = port.world.ledger
+    rows, known, read_ns = ledger._dump(port.watch), ledger._entries()[port.watch.slot], time.monotonic_ns()
     reset(client)
     accepted.close()
     port.settles(0)
-    assert port.world.ledger._reconcile(port.watch, known, time.monotonic_ns()) == Corrections()
+    assert ledger._reconcile(port.watch, rows, known, read_ns) == Corrections()
     assert port.watch.healed == healed
     port.settles(0)
 
@@ -127,9 +128,9 @@ def test_opened_meanwhile(port: Port, moment):
     """A connection that begins during reconciling, even under the identity of an entry about to go, stays."""
     server = port.listen()
     source = ("127.0.0.1", port.number + 20000)
-    local, peer = (ledgers._prefix(address)[1] for address in ("127.0.0.1", "127.0.0.1"))
-    key = ledgers._IDENTITY.pack(port.watch.netns, port.number, source[1], 0, local, peer)
-    port.world.ledger._connections.put(key, ledgers._CONNECTION.pack(1, port.watch.slot, 0))
+    local, peer = (records.prefix(address)[1] for address in ("127.0.0.1", "127.0.0.1"))
+    key = records.IDENTITY.pack(port.watch.netns, port.number, source[1], 0, local, peer)
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
     port.watch.seeded += 1
     assert port.live == 1
 
@@ -145,10 +146,10 @@ def test_renewed_between_look_and_deletion(port: Port, monkeypatch: pytest.Monke
     """The smallest gap: renewed after its age was read. It is put back, so that no live connection goes uncounted."""
     server = port.listen()
     source = ("127.0.0.1", port.number + 20000)
-    address = ledgers._prefix("127.0.0.1")[1]
-    key = ledgers._IDENTITY.pack(port.watch.netns, port.number, source[1], 0, address, address)
+    address = records.prefix("127.0.0.1")[1]
+    key = records.IDENTITY.pack(port.watch.netns, port.number, source[1], 0, address, address)
     ledger = port.world.ledger
-    ledger._connections.put(key, ledgers._CONNECTION.pack(1, port.watch.slot, 0))
+    ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
     port.watch.seeded += 1
     real = ledger._is_older
 
@@ -181,11 +182,10 @@ def test_cost_of_reconciling(world: World):
     """With 20,000 entries of others in the set one look stays below a tenth of a second here, a second anywhere."""
     port = Port(world)
     others = [
-        ledgers._IDENTITY.pack(7, 1, number % 65536, 0, bytes(16), number.to_bytes(16, "big"))
-        for number in range(20000)
+        records.IDENTITY.pack(7, 1, number % 65536, 0, bytes(16), number.to_bytes(16, "big")) for number in range(20000)
     ]
     for key in others:
-        world.ledger._connections.put(key, ledgers._CONNECTION.pack(1, 63, 0))
+        world.ledger._connections.put(key, records.CONNECTION.pack(1, 63, 0, 0))
     port.pair(port.listen())
     started = time.perf_counter()
     assert world.ledger.reconcile(port.watch) == Corrections()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memscaler.kernel import counters, ledger, loader
+from memscaler.kernel import counters, loader, records
 from memscaler.kernel.bpf import NOEXIST, HashMap, map_sizes
 from tests.kernel.worlds import BPF, world_of
 
@@ -20,10 +20,11 @@ def world():
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        ("ports", ledger._PORT_WORD.size, ledger._PORT_BITS.size),
-        ("watches", ledger._WATCH_KEY.size, ledger._SLOT.size),
-        ("ignore", ledger._IGNORE_KEY.size, ledger._SLOT.size),
-        ("connections", ledger._IDENTITY.size, ledger._CONNECTION.size),
+        ("ports", records.PORT_WORD.size, records.PORT_BITS.size),
+        ("watches", records.WATCH_KEY.size, records.SLOT.size),
+        ("ignore", records.IGNORE_KEY.size, records.SLOT.size),
+        ("connections", records.IDENTITY.size, records.CONNECTION.size),
+        ("silent", 8, records.SLOT.size),
         ("slots", 4, counters.SLOT_WORDS * 8),
     ],
 )
@@ -36,15 +37,18 @@ def test_slot_fields_in_order():
     """The counters are read by position: the C struct and the dataclass list the same words in the same order."""
     body = (BPF / "connections.bpf.c").read_text().split("struct slot {")[1].split("};")[0]
     fields = [line.split()[1].rstrip(";") for line in body.splitlines() if line.strip().startswith("u64")]
-    assert fields[:-1] == list(counters.Slot.__dataclass_fields__)
-    assert fields[-1] == f"pad[{counters.SLOT_WORDS - len(fields) + 1}]"
+    assert fields == list(counters.Slot.__dataclass_fields__)
+    assert len(fields) == counters.SLOT_WORDS
+    assert fields[counters._ARMED] == "armed"
+    assert (fields[counters._TOUCH_NS], fields[counters._TOUCH_BYTES]) == ("touch_ns", "touch_bytes")
 
 
 def test_btf_of_the_running_kernel():
     """The parser finds the members that the hooks need, at plausible offsets."""
-    offsets = loader.netns_offsets()
+    known = loader.kernel_offsets()
+    offsets = loader.netns_offsets(known)
     assert offsets is not None
-    assert all(0 < offset < 65536 and offset % 8 == 0 for offset in offsets)
+    assert all(0 < offset < 65536 and offset % 8 == 0 for offset in (*offsets, known[b"tcp_sock", b"bytes_received"]))
 
 
 def test_btf_of_a_compiler(tmp_path: Path):
@@ -80,16 +84,17 @@ def test_broken_btf(tmp_path: Path, content):
     """Whatever is wrong with it, the answer is: no offsets."""
     path = tmp_path / "btf"
     path.write_bytes(content)
-    assert loader.netns_offsets(str(path)) is None
-    assert loader.netns_offsets(str(tmp_path / "missing")) is None
+    assert loader.kernel_offsets(str(path)) == {}
+    assert loader.kernel_offsets(str(tmp_path / "missing")) == {}
+    assert loader.netns_offsets({}) is None
 
 
 def test_hash_map(world):
     """Put, get, delete and the batch read, over more entries than one batch takes."""
-    entries = HashMap(world.attached.fds["connections"], 48, 16)
+    entries = HashMap(world.attached.fds["connections"], 48, 24)
     wanted = {
         struct.pack("=QHHI16s16s", 1, 2, number % 65536, 0, bytes(16), number.to_bytes(16, "big")): number.to_bytes(
-            16, "little"
+            24, "little"
         )
         for number in range(9000)
     }
@@ -98,7 +103,7 @@ def test_hash_map(world):
     assert dict(entries.entries()) == wanted
     some = next(iter(wanted))
     with pytest.raises(FileExistsError):
-        entries.put(some, bytes(16), NOEXIST)
+        entries.put(some, bytes(24), NOEXIST)
     assert entries.get(some) == wanted[some]
     assert all(entries.delete(key) for key in wanted)
     assert not entries.delete(some)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from memscaler.kernel import attachment, ledger
@@ -23,6 +24,7 @@ HOOKS = {"both": (), "tracepoint": ("sockops",), "no-btf": ("btf",)}
 RESET = struct.pack("ii", 1, 0)
 LIVE_STATES = {"01", "08"}  # ESTABLISHED, CLOSE_WAIT, as /proc/net/tcp has them
 PATIENCE_S = 15.0
+SYN, RST = 2, 4
 
 _names = itertools.count(1)
 _ports = itertools.count(12000 + os.getpid() % 150 * 100)
@@ -109,7 +111,18 @@ def reset(sock: socket.socket) -> None:
 
 def forge_syns(netns: str, wanted: Sequence[tuple[int, int, bytes]]) -> None:
     """Send SYNs (port, source port, data) to 10.98.0.1 from 10.98.0.9, which does not exist: no SYN-ACK is answered."""
-    if "ms-void0" not in inside(netns, "ip", "link"):
+    forge(netns, wanted)
+
+
+def forge(
+    netns: str,
+    wanted: Sequence[tuple[int, int, bytes]],
+    flags: int = SYN,
+    sequence: int = 1,
+    ends: tuple[str, str] = ("10.98.0.9", "10.98.0.1"),
+) -> None:
+    """Send such segments, one per (port, source port, data)."""
+    if ends[1] == "10.98.0.1" and "ms-void0" not in inside(netns, "ip", "link"):
         inside(netns, "ip", "link", "add", "ms-void0", "type", "veth", "peer", "name", "ms-void1")
         inside(netns, "ip", "addr", "add", "10.98.0.1/24", "dev", "ms-void0")
         inside(netns, "ip", "link", "set", "ms-void0", "up")
@@ -118,12 +131,13 @@ def forge_syns(netns: str, wanted: Sequence[tuple[int, int, bytes]]) -> None:
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with raw:
         for port, source_port, data in wanted:
-            raw.sendto(_syn(port, source_port, data), ("10.98.0.1", 0))
+            raw.sendto(_segment(ends, (port, source_port), data, flags, sequence), (ends[1], 0))
 
 
-def _syn(port: int, source_port: int, data: bytes) -> bytes:
-    ends = socket.inet_aton("10.98.0.9") + socket.inet_aton("10.98.0.1")
-    segment = struct.pack(">HHIIBBHHH", source_port, port, 1, 0, 5 << 4, 2, 65535, 0, 0) + data
+def _segment(addresses: tuple[str, str], ports: tuple[int, int], data: bytes, flags: int, sequence: int) -> bytes:
+    ends = b"".join(map(socket.inet_aton, addresses))
+    port, source_port = ports
+    segment = struct.pack(">HHIIBBHHH", source_port, port, sequence, 0, 5 << 4, flags, 65535, 0, 0) + data
     pseudo = ends + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(segment)) + segment
     total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
     while total >> 16:
@@ -134,15 +148,42 @@ def _syn(port: int, source_port: int, data: bytes) -> bytes:
 
 def live_by_proc(netns: str) -> dict[int, int]:
     """Local port -> sockets in ESTABLISHED or CLOSE_WAIT, by /proc/net/tcp and tcp6: no netlink, none of our code."""
-    counts: dict[int, int] = {}
     with entered(netns):
-        texts = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        return live_here_by_proc()
+
+
+def live_here_by_proc() -> dict[int, int]:
+    """The same for the namespace that this thread is in; entering one takes milliseconds."""
+    counts: dict[int, int] = {}
+    texts = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
     for line in "".join(texts).splitlines():
         fields = line.split()
         if fields[3] in LIVE_STATES:
             port = int(fields[1].rsplit(":", 1)[1], 16)
             counts[port] = counts.get(port, 0) + 1
     return counts
+
+
+def live_by_ss(netns: str, port: int) -> int:
+    """The same for one local port, by ss."""
+    listed = inside(netns, "ss", "-Htn", "state", "established", "state", "close-wait", f"sport = :{port}")
+    return len(listed.splitlines())
+
+
+@contextlib.contextmanager
+def joined(netns: str, ours: str = "10.97.0.1/24", theirs: str = "10.97.0.2/24") -> Iterator[str]:
+    """Another namespace at the other end of a veth pair: ms-here in `netns`, ms-there in the new one."""
+    with namespace() as other:
+        name = other.rsplit("/", 1)[1]
+        inside(netns, "ip", "link", "add", "ms-here", "type", "veth", "peer", "name", "ms-there", "netns", name)
+        try:
+            for where, link, address in ((netns, "ms-here", ours), (other, "ms-there", theirs)):
+                inside(where, "ip", "addr", "add", address, "dev", link, *(["nodad"] if ":" in address else []))
+                inside(where, "ip", "link", "set", link, "up")
+            yield other
+        finally:
+            with contextlib.suppress(AssertionError):  # a test may have deleted it
+                inside(netns, "ip", "link", "del", "ms-here")
 
 
 class Child:
@@ -245,7 +286,8 @@ class Port:
             self.begin()
 
     def begin(self) -> None:
-        self.watch = self.world.ledger.watch(self.number, self.diag, self.ignore)
+        settings = replace(ledger.PLAIN, ignore=tuple(self.ignore))
+        self.watch = self.world.ledger.watch(self.number, self.diag, settings)
 
     def listen(self, address: str = "127.0.0.1", backlog: int = 128, protocol: int = 0) -> socket.socket:
         return self.kept.enter_context(listener(self.world.netns, self.number, address, backlog, protocol))

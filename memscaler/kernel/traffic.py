@@ -1,0 +1,134 @@
+"""What is said on open connections: which of them are at work, and when there was work last. Pure.
+
+Two looks at a connection (sock_diag's tcp_info) tell what came in between:
+
+    bytes wait to be read or to be acknowledged, or the   owed: the server works on it, it is live
+      client spoke after the server did
+    it is new, and the client has not spoken yet          live, for a second
+    nothing from the client, the server sent on           work: it streams an answer
+    touch_bytes or more from the client                   work
+    fewer, answered before touch_s are over               a touch: a health check, a scrape, a ping
+    nothing, or a few bytes from the server alone         silent
+
+An answer that has just begun looks like one that is over. Unless the server says itself, before each park, that it has
+nothing to do, a touch on an open connection is over only after a second of silence.
+
+The kernel's times have the grain of its ticks (1-10 ms). Where both ends spoke in the same tick nobody can tell who was
+last, and the connection counts as answered: a server that works on a request is also seen by the GPU's utilisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from memscaler.core.watch import WatchSettings
+from memscaler.kernel.sock_diag import Row, Said
+
+SECOND_NS = 1_000_000_000
+# A server that keeps a stream open says something now and then ("event: ping", a WebSocket ping). A token in a stream
+# of server-sent events is wrapped in more than 100 bytes of JSON.
+PING_BYTES = 64
+# Longer than the pauses between the tokens of a stream, and than the period over which NVML averages utilisation.
+SURE_AFTER_NS = SECOND_NS
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Of one connection: when it was met, what had been said at the last look, since when an answer is owed (or 0).
+
+    mark: what the hook that sees it end has been told.
+    """
+
+    since_ns: int
+    received: int = 0
+    sent: int = 0
+    owed_since_ns: int = 0
+    mark: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One look: how many connections are at work now, and the cookies of the others.
+
+    marks: what has changed for the hook that sees connections end: cookie -> bytes from the client that are judged
+    already, None while an answer is owed.
+    """
+
+    live: int
+    silent: frozenset[int]
+    marks: Mapping[int, int | None]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """The open connections of one watch. Times in ns of CLOCK_MONOTONIC; touches: how many have been seen.
+
+    server_tells: whether the server is asked before each park.
+    """
+
+    settings: WatchSettings
+    last_activity_ns: int = 0
+    last_work_ns: int = 0
+    touches: int = 0
+    server_tells: bool = False
+    _heard: dict[int, _Heard] = field(default_factory=dict)
+
+    def look(self, rows: Iterable[Row], now_ns: int) -> Verdict:
+        """Judge what was said since the last look. rows: the live connections that count."""
+        before, self._heard = self._heard, {}
+        live, silent, marks = 0, set(), {}
+        for row in rows:
+            heard = self._heard[row.cookie] = before.get(row.cookie) or _Heard(now_ns)
+            is_live = row.said is None or self._is_live(row, row.said, heard, now_ns)  # None: this kernel does not tell
+            if is_live:
+                live += 1
+            else:
+                silent.add(row.cookie)
+            mark = None if is_live else heard.received
+            if mark != heard.mark:
+                marks[row.cookie] = heard.mark = mark
+        return Verdict(live, frozenset(silent), marks)
+
+    def has_spoken(self, rows: Iterable[Row]) -> bool:
+        """True if a client said something since the last look, or an answer is owed, or the connection is new."""
+        return any(self._spoke(row) for row in rows)
+
+    def _spoke(self, row: Row) -> bool:
+        heard = self._heard.get(row.cookie)
+        if heard is None or row.said is None:
+            return True
+        return row.said.received != heard.received or _is_owed(row, row.said)
+
+    def _is_live(self, row: Row, said: Said, heard: _Heard, now_ns: int) -> bool:
+        from_client, from_server = said.received - heard.received, said.sent - heard.sent
+        touch_ns = round(self.settings.touch_s * SECOND_NS)
+        if not said.received and now_ns - heard.since_ns < SURE_AFTER_NS:
+            return True
+        if _is_owed(row, said):
+            heard.owed_since_ns = heard.owed_since_ns or now_ns
+            # The bytes are judged with the answer: a touch may be under way just now. A longer wait is work.
+            if now_ns - heard.owed_since_ns >= touch_ns or from_client >= self.settings.touch_bytes:
+                self.last_work_ns = self.last_activity_ns = now_ns
+            return True
+        owed_ns = now_ns - heard.owed_since_ns if heard.owed_since_ns else 0
+        heard.received, heard.sent, heard.owed_since_ns = said.received, said.sent, 0
+        if not from_client and from_server < PING_BYTES:
+            return False
+        ago_ns = min(said.received_ago_ns, said.sent_ago_ns) if from_client else said.sent_ago_ns
+        at_ns = now_ns - ago_ns
+        if not from_client or from_client >= self.settings.touch_bytes or owed_ns >= touch_ns:
+            self.last_work_ns = max(self.last_work_ns, at_ns)
+        else:
+            self.touches += 1
+            sure_ns = 0 if self.server_tells else SURE_AFTER_NS - round(self.settings.touch_cooldown_s * SECOND_NS)
+            at_ns += max(0, sure_ns)
+        self.last_activity_ns = max(self.last_activity_ns, at_ns)
+        return False
+
+
+def _is_owed(row: Row, said: Said) -> bool:
+    """True while the client waits: the server has not read, not answered, or not delivered."""
+    if row.unread or row.unsent:
+        return True
+    return said.received > 0 and said.received_ago_ns < said.sent_ago_ns
