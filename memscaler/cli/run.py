@@ -11,8 +11,12 @@ from memscaler.config.load import load
 
 
 def run(
-    port: Annotated[list[str] | None, setting("watch", "--port", "-p", metavar="PORT[:GPU,...]")] = None,
+    port: Annotated[list[str] | None, setting("watch", "--port", "-p", metavar="PORT[@SCOPE][:GPU,...]")] = None,
+    discover: Annotated[bool, setting("discover", "--discover")] = False,
     idle_after: Annotated[str | None, setting("idle_after", "--idle-after", metavar="TIME")] = None,
+    quiet: Annotated[str | None, setting("quiet", "--quiet", metavar="WHEN")] = None,
+    ignore: Annotated[list[str] | None, setting("ignore", "--ignore", metavar="PREFIX")] = None,
+    touch: Annotated[str | None, setting("touch", "--touch", metavar="TIME|off")] = None,
     config: Config = None,
     dry_run: Annotated[bool, setting("dry_run", "--dry-run")] = False,
     simulate: Simulate = None,
@@ -26,7 +30,11 @@ def run(
     """Govern: park GPUs whose ports are quiet, wake them when a client connects. Ctrl-C wakes all and ends."""
     flags = {
         "watch": port,
+        "discover": discover or None,
         "idle_after": idle_after,
+        "quiet": quiet,
+        "ignore": ignore,
+        "touch": touch,
         "dry_run": dry_run or None,
         "simulate": simulate,
         "lever": lever,

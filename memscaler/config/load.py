@@ -6,26 +6,47 @@ Everything is checked before anything is refused, so that an operator sees all t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memscaler.config import toml, values
-from memscaler.config.ports import Watch, check_distinct, check_gpu, parse_gpus, parse_port
+from memscaler.config.ports import (
+    Watch,
+    check_distinct,
+    check_gpu,
+    check_reads_back,
+    parse_gpus,
+    parse_port,
+    parse_scope,
+)
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
-from memscaler.core.errors import ConfigError, MemscalerError, UsageError
+from memscaler.core.errors import ConfigError, UsageError
+from memscaler.core.watch import HOST, Scope
+
+T = TypeVar("T")
+Raw = TypeVar("Raw")
+Fields = Mapping[str, object]
 
 _PER_GPU = {each.key: each for each in OPTIONS if each.per_gpu}
+_PER_WATCH = {each.key: each for each in OPTIONS if each.per_watch}
+_OF_WATCH = ("port", "gpus", "scope")  # what a watch is, as opposed to what it goes by
 _FLAG_NAMES = {"watch": "--port"}
 
 
 @dataclass(slots=True)
 class _Found:
-    """What has been found so far. problems: (the flags' fault?, sentence)."""
+    """What has been found so far. gpus, ports: what tables of the file set for themselves, as in Settings.
+
+    problems: (the flags' fault?, sentence).
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ports: dict[tuple[Scope, int], dict[str, Any]] = field(default_factory=dict)
     problems: list[tuple[bool, str]] = field(default_factory=list)
 
     def take(self, option: Option, raw: object, origin: str, *, flag: bool = False) -> None:
@@ -35,6 +56,14 @@ class _Found:
             self.origins[option.key] = origin
         except ValueError as err:
             self.problems.append((flag, f"{origin}: {err}"))
+
+    def read(self, parse: Callable[[Raw], T], raw: Raw, origin: str) -> T | None:
+        """What `raw` in the file means; None, and a problem, if nothing."""
+        try:
+            return parse(raw)
+        except ValueError as err:
+            self.problems.append((False, f"{origin}: {err}"))
+            return None
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
@@ -53,14 +82,24 @@ def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Set
 
 def _load(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> Settings:
     found = _Found()
-    gpus = {} if document is None else _from_file(document, found)
+    if document is not None:
+        _from_file(document, found)
+    of_file = found.origins.get("watch")
     _from_environ(environ, found)
     for key, raw in flags.items():
         if raw not in (None, (), []):
             flag_name = _FLAG_NAMES.get(key, "--" + key.replace("_", "-"))
             found.take(BY_KEY[key], raw, flag_name, flag=True)
     _refuse(found.problems)
-    return _settled(found, gpus)
+    if found.origins.get("watch") != of_file:
+        _forget_watch_tables(found)
+    return _settled(found)
+
+
+def _forget_watch_tables(found: _Found) -> None:
+    """Other watches have replaced those of the file: what its tables say about these is not about the new ones."""
+    found.ports.clear()
+    found.origins = {key: origin for key, origin in found.origins.items() if not key.startswith("watch.")}
 
 
 def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
@@ -72,10 +111,14 @@ def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
             found.take(option, raw, name)
 
 
-def _settled(found: _Found, gpus: Mapping[str, Mapping[str, Any]]) -> Settings:
+def _settled(found: _Found) -> Settings:
     origins = {option.key: found.origins.get(option.key, "default") for option in OPTIONS} | found.origins
     settings = Settings(**found.values, origins=origins)
-    return replace(settings, gpus={name: replace(settings.general, **changes) for name, changes in gpus.items()})
+    return replace(
+        settings,
+        gpus={name: replace(settings.general, **own) for name, own in found.gpus.items()},
+        ports={place: replace(settings.watch_settings(None), **own) for place, own in found.ports.items()},
+    )
 
 
 def _refuse(problems: list[tuple[bool, str]]) -> None:
@@ -87,20 +130,16 @@ def _refuse(problems: list[tuple[bool, str]]) -> None:
     raise ConfigError(message)
 
 
-def _from_file(document: toml.Document, found: _Found) -> dict[str, dict[str, Any]]:
-    """Take what the file says; answer with its per-GPU overrides."""
-    gpus: dict[str, dict[str, Any]] = {}
+def _from_file(document: toml.Document, found: _Found) -> None:
     for key, raw in document.data.items():
-        origin = document.origin(key)
         if key == "watch":
             _take_watches(raw, document, found)
         elif key == "gpu":
-            gpus = _overrides(raw, document, found)
+            _take_gpus(raw, document, found)
         elif key in BY_KEY:
-            found.take(BY_KEY[key], raw, origin)
+            found.take(BY_KEY[key], raw, document.origin(key))
         else:
-            found.problems.append((False, _unknown(key, [*BY_KEY, "gpu"], origin)))
-    return gpus
+            found.problems.append((False, _unknown(key, [*BY_KEY, "gpu"], document.origin(key))))
 
 
 def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
@@ -109,33 +148,53 @@ def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
         return
     good: list[Watch] = []
     for nth, entry in enumerate(raw):
-        try:
-            good.append(_watch(entry, nth, document))
-            check_distinct(good)
-        except ValueError as err:
-            found.problems.append((False, f"{document.origin('watch', nth, 'port')}: {err}"))
-        except MemscalerError as err:
-            found.problems.append((False, str(err)))
+        fields = found.read(values.table, entry, document.origin("watch", nth))
+        if fields is None:
+            continue
+        watch = _watch(fields, nth, document, found)
+        own = _own(fields, _PER_WATCH, ("watch", nth), f"watch.{watch and replace(watch, gpus=())}", document, found)
+        if watch is not None:
+            found.read(check_distinct, [*good, watch], document.origin("watch", nth, "port"))
+            good.append(watch)
+            found.ports[watch.scope, watch.port] = own
     found.values["watches"] = tuple(good)
     found.origins["watch"] = document.origin("watch", 0)
 
 
-def _watch(entry: object, nth: int, document: toml.Document) -> Watch:
-    fields = values.table(entry)
-    for key in fields:
-        if key not in ("port", "gpus"):
-            raise ConfigError(_unknown(key, ["port", "gpus"], document.origin("watch", nth, key)))
-    if not isinstance(fields.get("port"), int) or isinstance(fields["port"], bool):
+def _watch(fields: Fields, nth: int, document: toml.Document, found: _Found) -> Watch | None:
+    """The watch that a table describes. None, and the problems, if none."""
+    before = len(found.problems)
+    origins = {key: document.origin("watch", nth, key) for key in _OF_WATCH}
+    port = found.read(_port, fields.get("port"), origins["port"])
+    scope = found.read(partial(_scope, port or 0), fields.get("scope", str(HOST)), origins["scope"])
+    behind = str(Watch(port or 0, scope=scope or HOST))
+    gpus = found.read(partial(_gpus, behind), fields.get("gpus", []), origins["gpus"])
+    if port is None or scope is None or gpus is None:
+        return None
+    watch = Watch(port, gpus, scope)
+    found.read(check_reads_back, watch, origins["scope"])
+    return watch if len(found.problems) == before else None
+
+
+def _port(raw: object) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool):
         raise ValueError("a watch needs a port, as in port = 8080")
-    port = parse_port(str(fields["port"]))
-    gpus = fields.get("gpus", [])
-    if not isinstance(gpus, list):
-        raise ValueError(f'port {port}: gpus is a list, as in gpus = ["gpu0"]')
-    return Watch(port, parse_gpus((str(gpu) for gpu in gpus), port))
+    return parse_port(raw)
 
 
-def _overrides(raw: object, document: toml.Document, found: _Found) -> dict[str, dict[str, Any]]:
-    gpus: dict[str, dict[str, Any]] = {}
+def _scope(port: int, raw: object) -> Scope:
+    if not isinstance(raw, str):
+        raise ValueError(f'port {port}: scope is a text, as in scope = "container:web"')
+    return parse_scope(raw, port)
+
+
+def _gpus(behind: str, raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list):
+        raise ValueError(f'port {behind}: gpus is a list, as in gpus = ["gpu0"]')
+    return parse_gpus(map(str, raw), behind)
+
+
+def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
     for name, entry in raw.items() if isinstance(raw, dict) else [("gpu", raw)]:
         try:
             check_gpu(name)
@@ -143,26 +202,30 @@ def _overrides(raw: object, document: toml.Document, found: _Found) -> dict[str,
         except ValueError as err:
             found.problems.append((False, f"{document.origin('gpu', name)}: {err}"))
             continue
-        gpus[name] = _override(name, fields, document, found)
-    return gpus
+        found.gpus[name] = _own(fields, _PER_GPU, ("gpu", name), f"gpu.{name}", document, found)
 
 
-def _override(name: str, fields: Mapping[str, object], document: toml.Document, found: _Found) -> dict[str, Any]:
+def _own(
+    fields: Fields, known: Mapping[str, Option], where: toml.Where, name: str, document: toml.Document, found: _Found
+) -> dict[str, Any]:
+    """What a table sets for itself. where: its place in the file; name: its name in the origins."""
     mine = _Found()
+    others = _OF_WATCH if known is _PER_WATCH else ()
     for key, raw in fields.items():
-        origin = document.origin("gpu", name, key)
-        if key in _PER_GPU:
-            mine.take(_PER_GPU[key], raw, origin)
-        else:
-            mine.problems.append((False, _unknown(key, _PER_GPU, origin)))
+        origin = document.origin(*where, key)
+        if key in known:
+            mine.take(known[key], raw, origin)
+        elif key not in others:
+            mine.problems.append((False, _unknown(key, [*others, *known], origin)))
     found.problems += mine.problems
-    found.origins |= {f"gpu.{name}.{key}": origin for key, origin in mine.origins.items()}
+    found.origins |= {f"{name}.{key}": origin for key, origin in mine.origins.items()}
     return mine.values
 
 
 def _unknown(key: str, known: Iterable[str], origin: str) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
-    return f"{origin}: unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    hint = " in this table" if key in BY_KEY else f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{origin}: unknown key {key!r}{hint}"
 
 
 def for_gpu(settings: Settings, names: Iterable[str]) -> GpuSettings:

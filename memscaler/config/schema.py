@@ -15,15 +15,20 @@ from typing import Any
 from memscaler.config import values
 from memscaler.config.ports import Watch, check_distinct, parse_watch
 from memscaler.config.values import Address, Parse
+from memscaler.core.watch import Quiet, Scope, WatchSettings
 
 ENV_PREFIX = "MEMSCALER_"
 DEFAULT_FILE = Path("/etc/memscaler/config.toml")
+MAX_TOUCH_BYTES = 1 << 30
 LEVERS = ("auto", "memory-clock", "graphics-clock", "pstate")
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting. env: variables that are asked for it, in this order."""
+    """One setting. env: variables that are asked for it, in this order.
+
+    per_gpu, per_watch: a [gpu.NAME] or a [[watch]] table may set it for itself.
+    """
 
     field: str
     key: str
@@ -31,12 +36,23 @@ class Option:
     help: str
     parse: Parse
     per_gpu: bool
+    per_watch: bool
     env: tuple[str, ...]
 
 
-def option(default: str, parse: Parse, *, help: str, per_gpu: bool = False, env: str = "", key: str = "") -> Any:  # noqa: A002
+def option(
+    default: str,
+    parse: Parse,
+    *,
+    help: str,  # noqa: A002
+    per_gpu: bool = False,
+    per_watch: bool = False,
+    env: str = "",
+    key: str = "",
+) -> Any:
     """A field of Settings. `default` is written as an operator would write it, and parsed like everything else."""
-    meta = {"default": default, "parse": parse, "help": help, "per_gpu": per_gpu, "env": env, "key": key}
+    meta = {"default": default, "parse": parse, "help": help, "env": env, "key": key}
+    meta |= {"per_gpu": per_gpu, "per_watch": per_watch}
     return field(default=parse(default) if default else (), metadata=meta)
 
 
@@ -62,7 +78,8 @@ class Settings:
     """All settings, checked.
 
     gpus: what a GPU with overrides goes by (merged with the general settings), by the operator's name of the GPU.
-    origins: key -> where its value came from.
+    ports: the same for watches with overrides, by scope and port.
+    origins: key -> where its value came from; "gpu.gpu1.lever" and "watch.8080@container:web.quiet" for overrides.
     """
 
     watches: tuple[Watch, ...] = option(
@@ -70,7 +87,13 @@ class Settings:
         watches,
         # Not MEMSCALER_PORT: Kubernetes sets that by itself for a service of our name.
         key="watch",
-        help="Ports whose connections count, and the GPUs behind them: 8080:gpu0 or 8080:gpu0,gpu1 or 8080.",
+        help="Ports whose connections count, and the GPUs behind them: 8080:gpu0, 8080:gpu0,gpu1 or 8080; "
+        "in a container or unit 8080@container:web:gpu0, 8080@unit:llama.service.",
+    )
+    discover: bool = option(
+        "false",
+        values.switch,
+        help="Watch llama.cpp, llama-swap, Ollama, vLLM and SGLang servers as they come and go, also in containers.",
     )
     idle_after_s: float = option(
         "60s", values.duration_s(0.1), per_gpu=True, help="Quiet time after which a GPU is parked."
@@ -79,6 +102,44 @@ class Settings:
         "1s", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."
     )
     lever: str = option("auto", values.choice(*LEVERS), per_gpu=True, help=f"How a GPU is parked: {', '.join(LEVERS)}.")
+    quiet: Quiet = option(
+        "no-traffic",
+        values.member(Quiet),
+        per_watch=True,
+        help="When a server counts as quiet: no-traffic (open connections on which nothing is said do not count) "
+        "or no-connections.",
+    )
+    ignore: tuple[str, ...] = option(
+        "",
+        values.prefixes,
+        per_watch=True,
+        help="Clients whose connections do not count, e.g. 127.0.0.1 or 10.0.0.0/8.",
+    )
+    touch_s: float = option(
+        "250ms",
+        values.duration_or_off_s,
+        per_watch=True,
+        help="A connection or request that is over sooner is a touch (a health check, a scrape): the GPU wakes for it, "
+        'but need not stay awake for the whole idle time. "off": nothing is a touch.',
+    )
+    touch_bytes: int = option(
+        "1024",
+        values.whole(1, MAX_TOUCH_BYTES),
+        per_watch=True,
+        help="A touch has fewer bytes from the client than this.",
+    )
+    touch_cooldown_s: float = option(
+        "50ms",
+        values.duration_s(0.01),
+        per_watch=True,
+        help="Quiet time after a touch, instead of the whole idle time.",
+    )
+    probe: bool = option(
+        "true",
+        values.switch,
+        key="probe_servers",
+        help="Before parking, ask llama.cpp's own /metrics whether it still works on a request.",
+    )
     metrics: Address | None = option(
         "127.0.0.1:9823", values.address_or_off, help='Where Prometheus metrics are served, or "off".'
     )
@@ -106,12 +167,18 @@ class Settings:
         "info", values.choice("debug", "info", "warning", "error"), help="The least that is logged."
     )
     gpus: Mapping[str, GpuSettings] = field(default_factory=dict)
+    ports: Mapping[tuple[Scope, int], WatchSettings] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def general(self) -> GpuSettings:
         """What a GPU without overrides goes by."""
         return GpuSettings(self.lever, self.idle_after_s, self.min_dwell_s)
+
+    def watch_settings(self, watch: Watch | None) -> WatchSettings:
+        """What counts as work on a watched port. None: one that nobody named (discovered)."""
+        general = WatchSettings(self.quiet, self.ignore, self.touch_s, self.touch_bytes, self.touch_cooldown_s)
+        return general if watch is None else self.ports.get((watch.scope, watch.port), general)
 
 
 def _options() -> tuple[Option, ...]:
@@ -121,7 +188,8 @@ def _options() -> tuple[Option, ...]:
             key = item.metadata["key"] or item.name.removesuffix("_s")
             names = (ENV_PREFIX + key.upper(), *filter(None, [item.metadata["env"]]))
             meta = item.metadata
-            found.append(Option(item.name, key, meta["default"], meta["help"], meta["parse"], meta["per_gpu"], names))
+            per = (meta["per_gpu"], meta["per_watch"])
+            found.append(Option(item.name, key, meta["default"], meta["help"], meta["parse"], *per, names))
     return tuple(found)
 
 

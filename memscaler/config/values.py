@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Parse = Callable[[object], object]
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -14,6 +17,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _LONGEST_S = 366 * 86400.0
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 as a socket of IPv6 shows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def duration_s(minimum_s: float) -> Parse:
+def duration_s(minimum_s: float) -> Callable[[object], float]:
     """A time in seconds: 1.5, "90s", "500ms", "2m", "1h"; at least `minimum_s`."""
 
     def parse(raw: object) -> float:
@@ -40,6 +44,28 @@ def duration_s(minimum_s: float) -> Parse:
             bound = f"at least {minimum_s:g} s" if seconds < minimum_s else "at most a year"
             raise ValueError(f"{raw!r} is out of range: {bound}")
         return seconds
+
+    return parse
+
+
+_any_duration_s = duration_s(0)
+
+
+def duration_or_off_s(raw: object) -> float:
+    """A time in seconds; "off" is 0."""
+    return 0.0 if raw is False or str(raw).strip().lower() == "off" else _any_duration_s(raw)
+
+
+def whole(minimum: int, maximum: int) -> Parse:
+    """A whole number from `minimum` to `maximum`."""
+
+    def parse(raw: object) -> int:
+        digits = str(raw).strip()
+        if isinstance(raw, float) or not (digits.isascii() and digits.isdigit()):
+            raise ValueError(f"{raw!r} is not a whole number")
+        if not minimum <= int(digits) <= maximum:
+            raise ValueError(f"{raw!r} is out of range ({minimum}-{maximum})")
+        return int(digits)
 
     return parse
 
@@ -64,6 +90,46 @@ def choice(*allowed: str) -> Parse:
         return word
 
     return parse
+
+
+def member(kind: type[StrEnum]) -> Parse:
+    """A member of the enumeration, by its value."""
+    word = choice(*kind)
+    return lambda raw: kind(str(word(raw)))
+
+
+def prefixes(raw: object) -> tuple[str, ...]:
+    """Prefixes of addresses, in TOML's list or parted by commas or blanks; in one spelling, and each once."""
+    texts = raw if isinstance(raw, (list, tuple)) else [raw]
+    found = [_prefix(word) for text in texts for word in re.split(r"[,\s]+", str(text)) if word]
+    v4 = ipaddress.collapse_addresses(each for each in found if isinstance(each, ipaddress.IPv4Network))
+    v6 = ipaddress.collapse_addresses(each for each in found if isinstance(each, ipaddress.IPv6Network))
+    together: list[Network] = [*v4, *v6]
+    for network in together:
+        if network.prefixlen == 0:
+            listed = ", ".join(map(str, found))
+            raise ValueError(
+                f"{listed}: that is every address of IPv{network.version}, no such client would ever count"
+            )
+    return tuple(dict.fromkeys(map(str, found)))
+
+
+def _prefix(word: str) -> Network:
+    """IPv4 within IPv6 becomes IPv4. Raise ValueError for what is no prefix, or ignores IPv4 as a by-catch."""
+    if "%" in word:
+        raise ValueError(f"{word!r} names an interface (write the address alone, {word.partition('%')[0]})")
+    try:
+        network = ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        raise ValueError(f"{word!r} is no address or prefix (write 127.0.0.1, 10.0.0.0/8 or fd00::/8)") from None
+    if isinstance(network, ipaddress.IPv4Network) or network.prefixlen == 0:
+        return network
+    if network.subnet_of(_MAPPED):
+        mapped = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+        return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED.prefixlen))
+    if network.supernet_of(_MAPPED):
+        raise ValueError(f"{word!r} has every address of IPv4 in it (::ffff:0:0/96): no such client would ever count")
+    return network
 
 
 def path(raw: object) -> Path:

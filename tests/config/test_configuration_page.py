@@ -1,0 +1,170 @@
+"""docs/configuration.md is the schema, written out. MEMSCALER_UPDATE_GOLDEN=1 writes it anew."""
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+import typer.main
+
+from memscaler.cli.main import app
+from memscaler.config.load import load
+from memscaler.config.ports import Watch, parse_watch
+from memscaler.config.schema import ENV_PREFIX, OPTIONS
+from memscaler.core.watch import SCOPE_KINDS, Quiet, Scope
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+Every setting of `memscaler run`. This page is made from `memscaler/config/schema.py`; a test compares them.
+
+A flag goes before its variable, that before the file, that before the default. The file is `--config FILE`, else
+`/etc/memscaler/config.toml` if it is there. Whatever is wrong is said at the start, all at once, with the line, the
+variable or the flag that it stands in; an unknown key is an error (exit code 78, a wrong flag 2).
+
+| key | default | flag | variable | tables | meaning |
+|---|---|---|---|---|---|
+"""
+TAIL = """
+*tables*: where the key may stand beside the top of the file, for one watch or one GPU. What a table says replaces the
+general value, also a list (`ignore = []`: nobody is ignored on this port), and goes before flags and variables, which
+are general values.
+
+- A *time* is `60s`, `500ms`, `2m`, `1h`, or seconds: `1.5`.
+- A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`. As a flag it has no value.
+- A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`. `--port` and `--ignore` may be given several
+  times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas.
+- An empty variable counts as not set.
+
+## Watches
+
+    [[watch]]
+    port = 8080
+    scope = "container:web"
+    gpus = ["gpu0", "gpu1"]
+
+is `--port 8080@container:web:gpu0,gpu1`. With `--port` or `MEMSCALER_WATCH` the `[[watch]]` tables of the file do not
+count at all, and what they say of a port does not either.
+
+| key | default | meaning |
+|---|---|---|
+| `port` | | The TCP port on which the server listens. |
+| `gpus` | those that the listener uses | `gpu0` or `0` (the index of `nvidia-smi`), `GPU-8f3a...` (a beginning of the UUID), `0000:3b:00.0` (the PCI address). |
+| `scope` | `host` | Where the server is, if it has a network of its own. |
+
+| scope | is the network namespace of |
+|---|---|
+| `host` | memscaler itself |
+| `container:NAME` | a container, by name or id |
+| `unit:NAME` | a systemd unit: a .service, .scope or .slice; without one of these, .service is meant |
+| `pid:NUMBER` | a process |
+| `netns:PATH`, `netns:NAME` | a file such as `/run/docker/netns/1234`, or a name as in `ip netns` |
+
+The first `@` parts port and scope, so a name may have one: `8080@unit:llama@a.service:gpu0`. The GPUs begin behind the
+first colon behind which everything reads as a list of GPUs. The same port may be watched in several scopes, once in
+each. `discover` needs no watch.
+
+## Work, and what is none
+
+- `quiet = "no-traffic"`: a connection counts while a request is under way. Clients that keep their connections open
+  between requests do not keep the GPU awake. `quiet = "no-connections"`: every open connection counts.
+- `ignore`: addresses and prefixes of IPv4 and IPv6, matched in the kernel. `10.1.2.3/8` means `10.0.0.0/8`, an address
+  alone means itself, and IPv4 within IPv6 (`::ffff:10.0.0.1`) is IPv4. What covers every address of IPv4 or IPv6 is
+  refused: then nobody would count. A request from an ignored client to a parked GPU is slow.
+- `touch`: over sooner than `touch`, and with fewer than `touch_bytes` bytes from the client: that was a health check or
+  a scrape. The GPU wakes for it as for everybody, because nobody knows that before it is over, and may park again after
+  `touch_cooldown`.
+
+## An example
+
+"""
+EXAMPLE = """\
+idle_after = "60s"
+ignore = ["192.0.2.10"]                 # the monitoring
+
+[[watch]]                               # a server on the host
+port = 8080
+gpus = ["gpu0", "gpu1"]
+
+[[watch]]                               # one in a container, with clients that stay connected and may be silent
+port = 8080
+scope = "container:web"
+gpus = ["GPU-8f3a"]
+quiet = "no-connections"
+ignore = []
+
+[[watch]]                               # a unit; its probes are larger and slower
+port = 9000
+scope = "unit:llama@a.service"
+gpus = ["gpu3"]
+touch = "1s"
+touch_bytes = 4096
+touch_cooldown = "100ms"
+
+[gpu.gpu1]                              # slow to wake: parks later than the others
+idle_after = "5m"
+lever = "memory-clock"
+"""
+
+
+def flags():
+    """Key -> flag, as `memscaler run` has them."""
+    names = [name for each in typer.main.get_command(app).commands["run"].params for name in each.opts]
+    by_key = {name.removeprefix("--").replace("-", "_"): name for name in names}
+    return {option.key: by_key.get({"watch": "port"}.get(option.key, option.key)) for option in OPTIONS}
+
+
+def code(text):
+    return f"`{text}`" if text else ""
+
+
+def row(option, flag):
+    tables = [*["`[[watch]]`"] * option.per_watch, *["`[gpu.NAME]`"] * option.per_gpu]
+    key = "`[[watch]]`" if option.key == "watch" else code(option.key)
+    variables = ", ".join(map(code, option.env))
+    return f"| {key} | {code(option.default)} | {code(flag)} | {variables} | {', '.join(tables)} | {option.help} |"
+
+
+def page():
+    table = [row(option, flags()[option.key]) for option in OPTIONS]
+    return HEAD + "\n".join(table) + "\n" + TAIL + textwrap.indent(EXAMPLE, "    ")
+
+
+def test_the_page_is_current():
+    """What the page says is what the schema has."""
+    if os.environ.get("MEMSCALER_UPDATE_GOLDEN"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(), "MEMSCALER_UPDATE_GOLDEN=1 pytest tests/config writes it anew"
+
+
+def test_the_page_has_every_setting():
+    """Keys, defaults and variables are where a reader looks for them."""
+    text = PAGE.read_text(encoding="utf-8")
+    for option in OPTIONS:
+        assert f"`{option.key}`" in text or option.key == "watch"
+        assert f"`{ENV_PREFIX}{option.key.upper()}`" in text
+        assert f"| `{option.default}` |" in text or not option.default
+    assert all(f"`{kind}:" in text for kind in SCOPE_KINDS)
+    assert all(f'`quiet = "{each}"`' in text for each in Quiet)
+
+
+def test_the_example_loads(tmp_path):
+    """The example is a file that means what it says, and shows every key of a watch."""
+    file = tmp_path / "config.toml"
+    file.write_text(EXAMPLE)
+    settings = load({}, {}, file)
+    container, unit = settings.watches[1:]
+    assert container == Watch(8080, ("GPU-8f3a",), Scope("container", "web"))
+    assert settings.watch_settings(container).ignore == ()
+    assert settings.watch_settings(container).quiet is Quiet.NO_CONNECTIONS
+    assert settings.watch_settings(settings.watches[0]).ignore == ("192.0.2.10/32",)
+    assert settings.watch_settings(unit).touch_bytes == 4096
+    keys = {option.key for option in OPTIONS if option.per_watch} | {"port", "scope", "gpus"}
+    assert keys <= set(re.findall(r"^(\w+) =", EXAMPLE, re.MULTILINE))
+
+
+def test_the_words_of_the_page_are_read():
+    """The two spellings of one watch are the same."""
+    spec = parse_watch("8080@container:web:gpu0,gpu1")
+    assert spec == Watch(8080, ("gpu0", "gpu1"), Scope("container", "web"))
+    assert f"`--port {spec}`" in PAGE.read_text(encoding="utf-8")
