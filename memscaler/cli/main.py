@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memscaler import __version__
-from memscaler.cli import gpus, restore, run
+from memscaler.cli import gpus, ports, restore, run
 from memscaler.cli.errors import exit_with
 
 EPILOG = (
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("run", short_help="Park quiet GPUs, wake them when a client connects.")(run.run)
 app.command("gpus", short_help="Show the GPUs and what parking would do.")(gpus.gpus)
+app.command("ports", short_help="Show the servers that listen, their GPUs and what would be watched.")(ports.ports)
 app.command("restore", short_help="Wake what a memscaler that is gone left parked.")(restore.restore)
 
 

@@ -96,13 +96,20 @@ def rescue(runtime_dir: Path) -> int:
             report = restore_from(runtime_dir / JOURNAL, budget_s=end - time.monotonic())
             break
         except MemscalerError as error:
-            sys.stderr.write(f"memscaler guardian: {error}; run `memscaler restore`\n")
+            _say(f"{error}; run `memscaler restore`")
             if time.monotonic() > end:
                 return error.exit_code
         time.sleep(1)
     for gpu in report.gpus:
-        sys.stderr.write(f"memscaler guardian: the daemon died; {gpu}\n")
+        _say(f"the daemon died; {gpu}")
     return 0 if report.ok else 1
+
+
+def _say(what: str) -> None:
+    """If anybody listens still: the daemon may have died of its terminal's end, and waking must go on."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"memscaler guardian: {what}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from functools import partial
 
 from memscaler.core import governor
 from memscaler.core.errors import MemscalerError
@@ -34,7 +35,6 @@ from memscaler.core.model import (
     Outcome,
     Park,
     Phase,
-    Policy,
     Reconcile,
     Stop,
     Surveyed,
@@ -42,13 +42,17 @@ from memscaler.core.model import (
     Wake,
 )
 from memscaler.core.snapshot import Snapshot
+from memscaler.daemon.discovery import Found
 from memscaler.daemon.guardian import START_TIMEOUT_S, Guardian
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Recorder
+from memscaler.daemon.scout import LookFailed, Scout, WatchesFound
+from memscaler.daemon.server_word import ServerSpoke
+from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator, hand_over
-from memscaler.gpu.reports import Note, Sample, WakeTiming
-from memscaler.kernel.doorbell import Doorbell
+from memscaler.gpu.reports import Note, Report, Sample, WakeTiming
+from memscaler.kernel.doorbell import Door, Doorbell
 from memscaler.kernel.ledger import Ledger
 
 GUARDIAN_HOLD = "guardian"
@@ -59,6 +63,9 @@ STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
 JOIN_S = 0.2
 SAMPLE_AFTER_NS = 2 * SECOND_NS
+HEAL_EVERY_NS = 5 * SECOND_NS
+POLL_NS = 20_000_000  # while a GPU is parked and the kernel cannot ring (before Linux 5.8)
+LISTEN_EVERY_NS = 2 * SECOND_NS  # see kernel/traffic.py: what is said in between counts as one
 SNAPSHOT_WAIT_NS = 250_000_000
 SNAPSHOT_FRESH_NS = SECOND_NS
 
@@ -81,13 +88,15 @@ class StopWanted:
 class Parts:
     """What the loop connects. unmanaged: GPU -> why no lever works on it; start_guardian None: a dry run needs none."""
 
-    policy: Policy
+    watching: Watching
     unmanaged: Mapping[str, str]
     ledger: Ledger
     actuators: Mapping[str, Actuator]
+    doors: Mapping[str, Door]
     recorder: Recorder
     mailbox: Mailbox
     notifier: Notifier
+    scout: Scout
     start_guardian: Callable[[], Guardian] | None
     sample_every_ns: int
 
@@ -96,7 +105,10 @@ class Loop:
     """Composed by main.py; run() returns when memscaler ends: True if every GPU is known to be awake."""
 
     def __init__(self, parts: Parts) -> None:
-        self._policy = parts.policy
+        self._watching = parts.watching
+        self._doors = parts.doors
+        self._scout = parts.scout
+        self._policy = parts.watching.policy()
         self._ledger = parts.ledger
         self._actuators = parts.actuators
         self._recorder = parts.recorder
@@ -104,12 +116,13 @@ class Loop:
         self._notifier = parts.notifier
         self._start_guardian = parts.start_guardian
         self._sample_every_ns = parts.sample_every_ns
-        self._doorbell = Doorbell(parts.ledger.attachment.fds["doorbell"])
+        fds = parts.ledger.attachment.fds
+        self._doorbell = Doorbell(fds["doorbell"]) if parts.ledger.attachment.rings else None
         self._guardian = parts.start_guardian() if parts.start_guardian else None
         self._epoll = select.epoll()
         now_ns = time.monotonic_ns()
         left_behind = [uuid for uuid, actuator in parts.actuators.items() if actuator.left_behind]
-        self._state = governor.initial(parts.policy, now_ns, parts.unmanaged, left_behind)
+        self._state = governor.initial(self._policy, now_ns, parts.unmanaged, left_behind)
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
         self._listens = False
@@ -120,6 +133,8 @@ class Loop:
         self._sample_due_ns = now_ns
         self._heartbeat_due_ns = now_ns
         self._check_due_ns = 0
+        self._listen_due_ns = 0
+        self._healed_ns = 0
         self._guardian_due_ns = 0
         self._guardian_started_ns = 0
         self._stop_by_ns = 0
@@ -128,7 +143,8 @@ class Loop:
 
     def run(self) -> bool:
         """Govern until told to stop."""
-        self._epoll.register(self._doorbell.fd, 0)
+        if self._doorbell is not None:
+            self._epoll.register(self._doorbell.fd, 0)
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
         if self._guardian is not None:
             if not self._guardian.wait_ready(START_TIMEOUT_S):
@@ -136,6 +152,8 @@ class Loop:
             self._recorder.guardian_ready(self._guardian.pid)
             self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
         self._mind_signals()
+        self._follow_watches()
+        self._scout.start()
         self._note_states(time.monotonic_ns())
         self._recorder.started()
         self._notifier.send("READY=1")
@@ -163,6 +181,7 @@ class Loop:
 
     def _leave(self) -> bool:
         self._notifier.send("STOPPING=1")
+        self._scout.end()
         left = [uuid for uuid, gpu in self._state.gpus.items() if gpu.phase is not Phase.STOPPED]
         for uuid in left:
             self._recorder.left_parked(uuid)
@@ -178,7 +197,7 @@ class Loop:
     def _turn(self) -> None:
         wait_ns = self._next_ns() - time.monotonic_ns()
         ready = {fd for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS)}
-        if self._doorbell.fd in ready:
+        if self._doorbell is not None and self._doorbell.fd in ready:
             self._wake_who_rang(deaf_only=True)
             # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
             ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
@@ -195,21 +214,30 @@ class Loop:
 
     def _think(self) -> None:
         """Tell the governor who rang. Silence first: a thread that misses its edge for that is told by the governor."""
-        self._doorbell.silence()
+        if self._doorbell is not None:
+            self._doorbell.silence()
         self._feed(Counters(self._ledger.readings()))
 
-    def _wake_who_rang(self, *, deaf_only: bool) -> None:
-        """Wake the GPUs whose watches rang; those whose actuators hear the doorbell themselves need no telling."""
-        is_armed = self._ledger.counters.is_armed
+    def _wake_who_rang(self, *, deaf_only: bool) -> bool:
+        """Wake the GPUs whose watches rang; those whose actuators hear the doorbell themselves need no telling.
+
+        True if there was one.
+        """
+        is_armed, rang = self._ledger.counters.is_armed, False
         for slots, wake in self._ready_wakes:
             actuator = self._actuators[wake.gpu]
             if not (deaf_only and actuator.listens) and not all(map(is_armed, slots)):
                 actuator.wake(wake.seq)
+                rang = True
+        return rang
 
     def _next_ns(self) -> int:
         due = [self._deadline_ns, self._sample_due_ns, *(at for _, at in self._calls_due())]
         due += [by_ns for _, by_ns, _ in self._wanted]
-        due += [at for at in (self._check_due_ns, self._guardian_due_ns, self._stop_by_ns) if at]
+        if self._doorbell is None and self._ready_wakes:
+            due.append(time.monotonic_ns() + POLL_NS)
+        others = (self._check_due_ns, self._listen_due_ns, self._guardian_due_ns, self._stop_by_ns)
+        due += [at for at in others if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
         return min(due)
@@ -224,8 +252,13 @@ class Loop:
                 reason = f"the driver does not return from {call}"
                 self._recorder.error(uuid, "hung", reason)
                 self._feed(LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason))
+        if self._listen_due_ns and now_ns >= self._listen_due_ns:
+            self._listen_in()
+        if self._doorbell is None and self._wake_who_rang(deaf_only=True):
+            self._think()
         if now_ns >= self._deadline_ns:
             self._heal_overflow()
+            self._listen_in()
             self._feed(Counters(self._ledger.readings()))
         if now_ns >= self._sample_due_ns:
             self._sample()
@@ -259,12 +292,13 @@ class Loop:
                 self._do(action)
             if step.state is not before:
                 self._note_states(now_ns)
+        self._plan_listening()
         self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)
         self._listen(wanted=not all(self._actuators[wake.gpu].listens for _, wake in self._ready_wakes))
 
     def _listen(self, *, wanted: bool) -> None:
         """Hear the doorbell or not. It is silenced after some thought, hence by its edge."""
-        if wanted is not self._listens:
+        if self._doorbell is not None and wanted is not self._listens:
             self._listens = wanted
             self._epoll.modify(self._doorbell.fd, select.EPOLLIN | select.EPOLLET if wanted else 0)
 
@@ -285,13 +319,14 @@ class Loop:
                 self._check_due_ns = time.monotonic_ns() + CHECK_AFTER_NS
             case Arm(uuid, seq):
                 # Arming a watch that is shared would make another GPU's ring unheard.
-                self._doorbell.silence()
+                if self._doorbell is not None:
+                    self._doorbell.silence()
                 self._wake_who_rang(deaf_only=False)
                 for slot in self._policy.gpus[uuid].watches:
                     self._ledger.counters.arm(slot)
-                self._survey(uuid, seq)
+                self._survey(uuid, seq, self._ledger.listen_for_data)
             case Look(uuid, seq):
-                self._survey(uuid, seq)
+                self._survey(uuid, seq, self._ledger.check_silence)
             case Reconcile(reason):
                 if self._reconcile(self._ledger.watches, reason):
                     self._seen.append(Counters(self._ledger.readings()))
@@ -300,8 +335,9 @@ class Loop:
             case Alarm(uuid, reason):
                 self._recorder.alarm(uuid, reason)
 
-    def _survey(self, uuid: str, seq: int) -> None:
-        if self._reconcile(self._policy.gpus[uuid].watches, "survey"):
+    def _survey(self, uuid: str, seq: int, about_silence: Callable[[Iterable[int]], None]) -> None:
+        slots = self._policy.gpus[uuid].watches
+        if self._reconcile(slots, "survey") and self._ask_sockets(partial(about_silence, slots)):
             readings = self._ledger.readings()
             self._seen += (Surveyed(uuid, seq, readings), Counters(readings))
         else:
@@ -309,21 +345,71 @@ class Loop:
 
     def _reconcile(self, slots: Iterable[int], reason: str) -> bool:
         """False if the ledger cannot be asked now: then nothing may be parked on its word."""
-        try:
+
+        def heal() -> None:
             for slot, corrections in self._ledger.reconcile_all(slots).items():
                 self._recorder.corrected(self._ledger.watches[slot], corrections, reason)
+
+        return self._ask_sockets(heal)
+
+    def _ask_sockets(self, ask: Callable[[], None]) -> bool:
+        try:
+            ask()
         except OSError as error:
             self._recorder.ledger_failed(str(error))
             return False
         return True
 
+    # ---- silence --------------------------------------------------------------------------------------------------
+
+    def _listen_in(self) -> None:
+        """Of GPUs that are up: what was said on open connections, in pieces short enough to tell touches from work."""
+        self._listen_due_ns = 0
+        down = self._down_slots()
+        slots = [slot for slot in self._ledger.needs_listening() if slot not in down]
+        if slots:
+            self._ask_sockets(partial(self._ledger.listen_in, slots))
+
+    def _down_slots(self) -> set[int]:
+        """The watches that somebody relies on to be silent: what was said there, the data hook tells."""
+        quiet = governor.DOWN | {Phase.ARMING}
+        mine = [self._policy.gpus[uuid].watches for uuid, gpu in self._state.gpus.items() if gpu.phase in quiet]
+        return set().union(*mine)
+
+    def _plan_listening(self) -> None:
+        """The data hook stays while it is needed; without it we look again now and then."""
+        down = self._down_slots()
+        if self._ledger.data_hook.attached and not down:
+            self._ledger.stop_listening()
+        if not self._listen_due_ns and set(self._ledger.needs_listening()) - down:
+            self._listen_due_ns = time.monotonic_ns() + LISTEN_EVERY_NS
+
+    # ---- watches --------------------------------------------------------------------------------------------------
+
+    def _found(self, founds: Sequence[Found]) -> None:
+        if self._watching.apply(founds):
+            self._follow_watches()
+        self._scout.expect_more(wanted=self._watching.expects_more)
+
+    def _follow_watches(self) -> None:
+        """Let the governor and the doors know which watches there are now."""
+        self._policy = self._watching.policy()
+        self._scout.watches_changed()
+        for uuid, door in self._doors.items():
+            door.watch(slot for slot in self._policy.gpus[uuid].watches if slot >= 0)
+        self._feed(Counters(self._ledger.readings()))
+
     def _heal_overflow(self) -> None:
+        """Not at every deadline: with a full set this takes most of a second."""
         full = [slot for slot, watch in self._ledger.watches.items() if self._ledger.overflowed(watch)]
-        self._reconcile(full, "overflow")
+        now_ns = time.monotonic_ns()
+        if full and now_ns >= self._healed_ns + HEAL_EVERY_NS:
+            self._reconcile(full, "overflow")
+            self._healed_ns = now_ns
 
     def _rang_ns(self, uuid: str) -> int:
         """When the kernel rang for this GPU first; 0 if no doorbell of its watches is pressed."""
-        slots = (self._ledger.counters.read(slot) for slot in self._policy.gpus[uuid].watches)
+        slots = (self._ledger.counters.read(slot) for slot in self._policy.gpus[uuid].watches if slot >= 0)
         return min((slot.rang_ns for slot in slots if not slot.armed and slot.rang_ns), default=0)
 
     # ---- other threads --------------------------------------------------------------------------------------------
@@ -333,22 +419,37 @@ class Loop:
         if any(self._is_unasked(message) for message in messages):
             self._think()
         for message in messages:
-            match message:
-                case LeverResult():
-                    self._recorder.lever_answered(message)
-                    self._feed(message)
-                case WakeTiming():
-                    self._recorder.woke(message)
-                case Sample():
-                    self._recorder.sampled(message.gpu, message.reading)
-                    if message.reading.utilization_ratio and self._state.gpus[message.gpu].phase is Phase.PARKED:
-                        self._feed(Doubt("the GPU works, although no watched connection is live", message.gpu))
-                case Note(uuid, event, detail):
-                    self._recorder.note(uuid, event, detail)
-                case SnapshotWanted(answer):
-                    self._want_snapshot(answer)
-                case StopWanted(reason):
-                    self._stop(reason)
+            if isinstance(message, LeverResult | WakeTiming | Sample | Note):
+                self._hear_actuator(message)
+            else:
+                self._hear(message)
+
+    def _hear_actuator(self, message: Report) -> None:
+        match message:
+            case LeverResult():
+                self._recorder.lever_answered(message)
+                self._feed(message)
+            case WakeTiming():
+                self._recorder.woke(message)
+            case Sample():
+                self._recorder.sampled(message.gpu, message.reading)
+                if message.reading.utilization_ratio and self._state.gpus[message.gpu].phase is Phase.PARKED:
+                    self._feed(Doubt("the GPU works, although no watched connection is live", message.gpu))
+            case Note(uuid, event, detail):
+                self._recorder.note(uuid, event, detail)
+
+    def _hear(self, message: object) -> None:
+        match message:
+            case SnapshotWanted(answer):
+                self._want_snapshot(answer)
+            case WatchesFound(founds):
+                self._found(founds)
+            case LookFailed(error):
+                self._recorder.note("", "watch.look_failed", error)
+            case ServerSpoke(slot, tells):
+                self._ledger.server_tells(slot, tells=tells)
+            case StopWanted(reason):
+                self._stop(reason)
 
     def _is_unasked(self, message: object) -> bool:
         """True if an actuator has heard the doorbell and tells of the wake that the governor is about to ask for."""

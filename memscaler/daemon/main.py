@@ -1,7 +1,7 @@
 """The composition root: puts the parts together in the order in which they depend on each other, and takes them apart.
 
-    lock -> (simulated driver) -> driver and inventory -> ports to GPUs -> levers -> restore what was left
-         -> kernel side -> actuators -> metrics -> guardian -> loop
+    lock -> (simulated driver) -> driver and inventory -> GPUs and levers -> restore what was left
+         -> kernel side -> watches -> actuators -> metrics -> guardian -> scout -> loop
 
 Whatever fails on the way up fails before anything is parked, with one line that says what to do.
 """
@@ -14,7 +14,7 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,20 @@ import structlog
 
 from memscaler import __version__, resources
 from memscaler.config.schema import Settings
-from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing, UsageError
-from memscaler.core.model import SECOND_NS, Policy
+from memscaler.core.errors import GpuError, KernelUnavailable, MemscalerError, PermissionMissing, UsageError
+from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import Snapshot
-from memscaler.daemon import lock, targets
+from memscaler.daemon import discovery, lock, targets
+from memscaler.daemon.discovery import Found
 from memscaler.daemon.guardian import JOURNAL, Guardian
 from memscaler.daemon.loop import Loop, Parts, SnapshotWanted
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
+from memscaler.daemon.scout import Scout
+from memscaler.daemon.server_word import ServerWord
 from memscaler.daemon.targets import Governed
+from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator
 from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.journal import Journal
@@ -55,8 +59,9 @@ def run(settings: Settings) -> int:
 
     Raise MemscalerError for everything that keeps it from starting.
     """
-    if not settings.watches:
-        raise UsageError("no port to watch", hint="name one: memscaler run --port 8080:gpu0")
+    if not settings.watches and not settings.discover:
+        hint = "name one (memscaler run --port 8080:gpu0), or let it find the servers (--discover)"
+        raise UsageError("no port to watch", hint=hint)
     _check_rights(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     lock.prepare_runtime_dir(settings.runtime_dir)
@@ -64,28 +69,31 @@ def run(settings: Settings) -> int:
         stack.callback(os.close, lock.acquire(settings.runtime_dir))
         environment = _simulate(settings)
         driver = stack.enter_context(open_driver())
-        diag = own_namespace()
-        ports = targets.find_ports(settings, driver, diag)
-        governed = targets.find_governed(settings, driver, ports)
+        named = targets.find_named(settings, driver)
+        governed = targets.find_governed(settings, driver, named)
         _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
-        try:
-            policy = targets.watch_ports(ledger, diag, ports, governed)
-        except OSError as error:
-            raise KernelUnavailable(f"sock_diag does not answer: {error}", hint="modprobe tcp_diag") from error
-        _say_what_is_governed(settings, ledger, governed, policy)
+        watching = Watching(ledger, settings, governed, named)
+        look = partial(_look, settings, driver)
+        watching.apply(_first_look(look))
+        _say_what_is_governed(settings, governed, watching)
         mailbox = Mailbox()
         _serve_metrics(settings, mailbox, stack)
-        actuators = _actuators(settings, governed, ledger, policy, mailbox)
+        word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
+        actuators, doors = _actuators(settings, governed, ledger, mailbox, word)
+        bulletin = ledger.attachment.fds.get("bulletin", -1)
+        scout = Scout(look, bulletin, ledger.counters, mailbox.put, partial(word.learn, governed) if word else _nothing)
         loop = Loop(
             Parts(
-                policy=policy,
+                watching=watching,
                 unmanaged={uuid: each.choice.why for uuid, each in governed.items() if not each.choice.levers},
                 ledger=ledger,
                 actuators=actuators,
-                recorder=Recorder(_facts(settings, driver, governed, policy, actuators), log),
+                doors=doors,
+                recorder=Recorder(_facts(settings, driver, governed, watching, actuators), log),
                 mailbox=mailbox,
                 notifier=Notifier(),
+                scout=scout,
                 start_guardian=None if settings.dry_run else partial(Guardian, settings.runtime_dir, environment),
                 sample_every_ns=round(settings.sample_every_s * SECOND_NS),
             )
@@ -124,6 +132,38 @@ def _govern(loop: Loop) -> bool:
 
 
 # ---- on the way up -------------------------------------------------------------------------------------------------
+
+
+def _look(settings: Settings, driver: Driver) -> tuple[Found, ...]:
+    """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now."""
+    contexts: dict[str, frozenset[int]] = {}
+    for device in driver.gpus:
+        with contextlib.suppress(GpuError):
+            contexts[device.identity.uuid] = frozenset(device.processes())
+    names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
+    return discovery.look(
+        settings.watches,
+        discover=settings.discover,
+        gpu_processes=contexts,
+        name_gpu=lambda uuid: names.get(uuid, uuid),
+    )
+
+
+def _nothing() -> None:
+    """There is nobody to learn from."""
+
+
+def _first_look(look: Callable[[], tuple[Found, ...]]) -> tuple[Found, ...]:
+    """Raise KernelUnavailable if the kernel cannot be asked for sockets at all."""
+    try:
+        diag = own_namespace()
+        try:
+            diag.listeners()
+        finally:
+            diag.close()
+        return look()
+    except OSError as error:
+        raise KernelUnavailable(f"sock_diag does not answer: {error}", hint="modprobe tcp_diag") from error
 
 
 def _check_rights(settings: Settings) -> None:
@@ -190,23 +230,25 @@ def _ask(mailbox: Mailbox) -> Future[Snapshot]:
 
 
 def _actuators(
-    settings: Settings, governed: Mapping[str, Governed], ledger: Ledger, policy: Policy, mailbox: Mailbox
-) -> dict[str, Actuator]:
+    settings: Settings, governed: Mapping[str, Governed], ledger: Ledger, mailbox: Mailbox, word: ServerWord | None
+) -> tuple[dict[str, Actuator], dict[str, Door]]:
     goes_by = ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run)
     journal = Journal(settings.runtime_dir / JOURNAL)
-    doorbell = ledger.attachment.fds["doorbell"]
-    actuators = {}
-    for uuid, each in governed.items():
-        door = Door(doorbell, ledger.counters, policy.gpus[uuid].watches)
-        actuators[uuid] = Actuator(each.device, each.choice.levers, journal, mailbox.put, goes_by, door)
-    return actuators
+    working = word.working if word else None
+    doorbell = ledger.attachment.fds.get("doorbell")  # none: the loop polls for all
+    doors = {} if doorbell is None else {uuid: Door(doorbell, ledger.counters, ()) for uuid in governed}
+    actuators = {
+        uuid: Actuator(each.device, each.choice.levers, journal, mailbox.put, goes_by, doors.get(uuid), working)
+        for uuid, each in governed.items()
+    }
+    return actuators, doors
 
 
 def _facts(
     settings: Settings,
     driver: Driver,
     governed: Mapping[str, Governed],
-    policy: Policy,
+    watching: Watching,
     actuators: Mapping[str, Actuator],
 ) -> Facts:
     def lever_of(uuid: str) -> str:
@@ -221,24 +263,22 @@ def _facts(
         dry_run=settings.dry_run,
         identities={uuid: each.device.identity for uuid, each in governed.items()},
         lever_of=lever_of,
-        gpus_of_slot=targets.gpus_of_slot(policy),
+        gpus_of_slot=watching.gpus_of_slot,
+        server_of_slot=watching.server_of_slot,
+        waiting=lambda: len(watching.waiting),
     )
 
 
-def _say_what_is_governed(settings: Settings, ledger: Ledger, governed: Mapping[str, Governed], policy: Policy) -> None:
+def _say_what_is_governed(settings: Settings, governed: Mapping[str, Governed], watching: Watching) -> None:
     for uuid, each in governed.items():
         log.info(
             "gpu.governed",
             gpu=f"gpu{each.device.identity.index}",
             uuid=uuid,
             name=each.device.identity.name,
-            ports=sorted(ledger.watches[slot].port for slot in policy.gpus[uuid].watches),
+            ports=sorted(watched.found.port for watched in watching.watches_of(uuid)),
             lever=each.lever,
             why=each.choice.why,
             idle_after_s=each.settings.idle_after_s,
             dry_run=settings.dry_run,
         )
-    for watch in ledger.watches.values():
-        if not ledger.has_listener(watch):
-            hint = "no server listens there yet, or it is in another network namespace (a container)"
-            log.warning("watch.without_listener", port=watch.port, hint=hint)

@@ -18,6 +18,7 @@ from memscaler.core import energy
 from memscaler.core.governor import public_state
 from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Public
 from memscaler.core.snapshot import GpuReading, GpuSnapshot, Identity, KernelSnapshot, Snapshot, WatchSnapshot
+from memscaler.core.watch import Quiet
 from memscaler.gpu.reports import WakeTiming
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
 from memscaler.observe.histogram import Latencies
@@ -55,7 +56,9 @@ class Facts:
     dry_run: bool
     identities: Mapping[str, Identity]
     lever_of: Callable[[str], str]
-    gpus_of_slot: Mapping[int, tuple[str, ...]]
+    gpus_of_slot: Callable[[int], tuple[str, ...]]
+    server_of_slot: Callable[[int], str]
+    waiting: Callable[[], int]
 
 
 @dataclass(slots=True)
@@ -231,6 +234,7 @@ class Recorder:
             watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
             kernel=_kernel(ledger),
             guardian_restarts=self._guardian_restarts,
+            waiting=self._facts.waiting(),
         )
 
     def _gpu(self, uuid: str, state: GovernorState, now_ns: int) -> GpuSnapshot:
@@ -257,12 +261,17 @@ class Recorder:
 
     def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:
         slot, reading = ledger.counters.read(watch.slot), ledger.reading(watch)
-        since_ns = max(slot.last_activity_ns, self._started_ns)
+        open_now = ledger.open_connections(watch)
+        since_ns = max(reading.last_activity_ns, reading.last_touch_ns, self._started_ns)
         return WatchSnapshot(
             port=watch.port,
             scope=watch.scope,
-            gpus=self._facts.gpus_of_slot[watch.slot],
-            live=reading.live,
+            gpus=self._facts.gpus_of_slot(watch.slot),
+            live=open_now,
+            silent=max(0, open_now - reading.live),
+            touches=slot.touches + (watch.traffic.touches if watch.traffic else 0),
+            server=self._facts.server_of_slot(watch.slot),
+            quiet=str(Quiet.NO_TRAFFIC if watch.traffic else Quiet.NO_CONNECTIONS),
             accepts=slot.opened + watch.added,
             closes=slot.closed,
             ignored=slot.ignored,
@@ -279,5 +288,5 @@ class Recorder:
 
 def _kernel(ledger: Ledger) -> KernelSnapshot:
     attached = ledger.attachment
-    hooks = {hook: hook in attached.fds for hook in ("tracepoint", "sockops")}
+    hooks = {hook: hook in attached.fds for hook in ("tracepoint", "sockops")} | {"data": ledger.data_hook.attached}
     return KernelSnapshot(hooks, attached.recursion_misses(), ledger.reconciles, attached.notices)

@@ -63,7 +63,9 @@ class Actuator:
         report: Callable[[Report], None],
         policy: ActuatorPolicy | None = None,
         door: Door | None = None,
+        working: Callable[[str], str] | None = None,
     ) -> None:
+        """working: asked before a park which of this GPU's servers says that it works, and on what ("": none)."""
         self.gpu = device.identity.uuid
         self._device = device
         self._policy = policy or ActuatorPolicy()
@@ -75,6 +77,7 @@ class Actuator:
                 DryRunLever(lever, lambda text: self._note("lever.pretended", text)) for lever in levers
             )
         self._door = door
+        self._working = working or (lambda _: "")
         self._mail = Mailbox()
         self._failed_parks = 0
         self._next = 0  # index of the lever that the next park uses
@@ -270,6 +273,8 @@ class Actuator:
             self._answer(Outcome.NOTHING_TO_GAIN, f"low by itself: {lever.name} {lever.target}")
         elif (wait_ms := self._switch_wait_ms()) > 0:
             self._answer(Outcome.BUSY, f"the driver wants {wait_ms} ms more between two switches")
+        elif word := self._working(self.gpu):
+            self._answer(Outcome.BUSY, word)
         else:
             return False
         return True

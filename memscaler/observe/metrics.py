@@ -86,6 +86,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_start_time_seconds", (), snapshot.started_unix_s
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts
+    yield "memscaler_ports_waiting", (), snapshot.waiting
     for gpu in snapshot.gpus:
         yield from _of_gpu(gpu, snapshot)
     index = {gpu.identity.uuid: str(gpu.identity.index) for gpu in snapshot.gpus}
@@ -133,7 +134,10 @@ def _of_watch(watch: WatchSnapshot, index: Mapping[str, str]) -> Iterator[Sample
     yield "memscaler_port_accepts_total", key, watch.accepts
     yield "memscaler_port_closes_total", key, watch.closes
     yield "memscaler_port_ignored_total", key, watch.ignored
+    yield "memscaler_port_silent_connections", key, watch.silent
+    yield "memscaler_port_touches_total", key, watch.touches
     yield "memscaler_port_idle_seconds", key, watch.idle_s
+    yield "memscaler_port_info", (*key, watch.server, watch.quiet), 1
     for uuid in watch.gpus:
         yield "memscaler_port_gpu_info", (*key, index.get(uuid, ""), uuid), 1
     yield "memscaler_doorbell_rings_total", key, watch.rings

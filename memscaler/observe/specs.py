@@ -42,6 +42,11 @@ SPECS = (
     Spec("memscaler_start_time_seconds", Kind.GAUGE, "Start of the governor, in seconds since 1970."),
     Spec("memscaler_dry_run", Kind.GAUGE, "1: decisions are only logged and no GPU is touched."),
     Spec("memscaler_guardian_restarts_total", Kind.COUNTER, "Times the guardian process had to be started again."),
+    Spec(
+        "memscaler_ports_waiting",
+        Kind.GAUGE,
+        "Ports of the configuration that cannot be watched now: their container, unit or server is not there.",
+    ),
     # ---- per GPU
     Spec(
         "memscaler_gpu_info",
@@ -88,11 +93,24 @@ SPECS = (
     ),
     Spec("memscaler_errors_total", Kind.COUNTER, "Driver calls that failed, by operation.", (*GPU, "op")),
     # ---- per port
-    Spec("memscaler_port_connections", Kind.GAUGE, "Live connections.", PORT),
+    Spec("memscaler_port_connections", Kind.GAUGE, "Open connections.", PORT),
     Spec("memscaler_port_accepts_total", Kind.COUNTER, "Connections accepted.", PORT),
     Spec("memscaler_port_closes_total", Kind.COUNTER, "Connections that ended.", PORT),
     Spec("memscaler_port_ignored_total", Kind.COUNTER, "Connections not counted, from ignored clients.", PORT),
-    Spec("memscaler_port_idle_seconds", Kind.GAUGE, "Time since the last activity; 0 while connections live.", PORT),
+    Spec("memscaler_port_silent_connections", Kind.GAUGE, "Open connections on which nothing is said.", PORT),
+    Spec(
+        "memscaler_port_touches_total",
+        Kind.COUNTER,
+        "Connections and requests too short and small to be work: health checks, scrapes.",
+        PORT,
+    ),
+    Spec(
+        "memscaler_port_info",
+        Kind.INFO,
+        "What was recognised behind a port, and when it counts as quiet.",
+        (*PORT, "server", "quiet"),
+    ),
+    Spec("memscaler_port_idle_seconds", Kind.GAUGE, "Time since the last activity; 0 while there is work.", PORT),
     Spec("memscaler_port_gpu_info", Kind.INFO, "A GPU behind a port.", (*PORT, "gpu", "UUID")),
     Spec("memscaler_doorbell_rings_total", Kind.COUNTER, "Times a connection to a parked GPU rang.", PORT),
     Spec("memscaler_connections_overflow_total", Kind.COUNTER, "Connections that the full set had no room for.", PORT),

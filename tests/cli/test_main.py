@@ -34,18 +34,25 @@ def test_version():
 
 def test_help_fits_the_screen():
     """Every help page fits into 80 columns, and the first one lists the commands and the exit codes."""
-    for args in ([], ["run"], ["gpus"], ["restore"]):
+    for args in ([], ["run"], ["gpus"], ["ports"], ["restore"]):
         result = memscaler(*args, "--help")
         assert result.returncode == 0
         assert max(map(len, result.stdout.splitlines())) <= 80
-    assert all(word in memscaler("-h").stdout for word in ("run", "gpus", "restore", "78 bad configuration"))
+    assert all(word in memscaler("-h").stdout for word in ("run", "gpus", "ports", "restore", "78 bad configuration"))
 
 
 def test_run_offers_every_setting():
     """No setting of the schema is without a flag, but those that only make sense in a file."""
     text = memscaler("run", "--help").stdout
     missing = {option.key for option in OPTIONS if option.env[0] not in text}
-    assert missing == {"min_dwell", "sample_every", "settle_timeout"}
+    assert missing == {
+        "min_dwell",
+        "sample_every",
+        "settle_timeout",
+        "touch_bytes",
+        "touch_cooldown",
+        "probe_servers",
+    }
 
 
 def test_help_loads_nothing_heavy():

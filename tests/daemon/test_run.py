@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.governor import Governor, connect, eventually, governing, listener, port_of
+from tests.governor import connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
@@ -206,15 +206,6 @@ def test_port_alone_finds_the_gpu_of_its_listener(tmp_path):
         with governing(tmp_path, "a40,p40", "--port", str(port_of(server)), "--idle-after", "200ms") as found:
             eventually(lambda: found.driver.boards[1].locks)
             assert not found.driver.boards[0].locks
-
-
-def test_port_alone_without_listener_says_what_to_do(tmp_path):
-    """Nothing listens: one line, and how to name the GPU."""
-    governor = Governor(tmp_path, "a40", "--port", "9")
-    assert governor.process.wait(30) == 69
-    log = governor.log_path.read_text()
-    assert "--port 9:gpu0" in log
-    assert "Traceback" not in log
 
 
 def test_generation_that_outlives_its_connection_keeps_the_gpu_awake(tmp_path):

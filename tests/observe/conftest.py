@@ -80,11 +80,14 @@ def snapshot() -> Snapshot:
         dry_run=False,
         gpus=(_full(), _bare()),
         watches=(
-            WatchSnapshot(8080, "", (A40.uuid, P40.uuid), 0, 17, 17, 2, 65.5, 1, 0, {"added": 1}),
-            WatchSnapshot(8081, "netns:blue", (), 3, 3, 0, 0, 0.0, 0, 4, {}),
+            WatchSnapshot(
+                8080, "", (A40.uuid, P40.uuid), 0, 17, 17, 2, 65.5, 1, 0, {"added": 1}, 0, 5, "llama.cpp", "no-traffic"
+            ),
+            WatchSnapshot(8081, "netns:blue", (), 3, 3, 0, 0, 0.0, 0, 4, {}, silent=2, quiet="no-connections"),
         ),
         kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9),
         guardian_restarts=1,
+        waiting=1,
     )
 
 

@@ -1,0 +1,144 @@
+"""Asks the servers of a GPU, before it is parked, whether they still work on a request.
+
+A generation can outlive its connection (llama.cpp drains a stream whose client has gone), and a request that has just
+been answered looks, to the kernel, like one whose answer has just begun. The server knows. Only servers that are known
+to tell are asked, over connections that are announced to the hooks, so that our own question is nobody's work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from memscaler.kernel.netns import entered
+from memscaler.kernel.own_probes import OwnProbes
+from memscaler.kernel.records import IDENTITY, address
+
+TIMEOUT_S = 0.5
+LEARN_S = 0.2
+_MOST_BYTES = 4 * 1024 * 1024
+# llama.cpp tools/server/README.md, vLLM docs/usage/metrics.md, SGLang docs/references/production_metrics.md
+_GAUGES = re.compile(
+    r"^(?:llamacpp:requests_(?:processing|deferred)|vllm:num_requests_(?:running|waiting)"
+    r"|sglang:num_(?:running|queue)_reqs)(?:\{[^}]*\})?\s+(\S+)",
+    re.MULTILINE,
+)
+TELLING = frozenset({"llama.cpp", "vllm", "sglang"})
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One that can be asked. netns_path: None for our own namespace; cookie as in the set of connections."""
+
+    slot: int
+    port: int
+    kind: str
+    address: str
+    netns_path: str | None
+    netns_inode: int
+    cookie: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} on port {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpoke:
+    """Whether the server behind this watch tells if it works."""
+
+    slot: int
+    tells: bool
+
+
+class ServerWord:
+    """Asked by the actuators' threads; each asks about its own GPU."""
+
+    def __init__(
+        self, own: OwnProbes, servers_of: Callable[[str], Iterable[Server]], report: Callable[[object], None]
+    ) -> None:
+        self._own = own
+        self._servers_of = servers_of
+        self._report = report
+        self._telling: frozenset[Server] = frozenset()
+        self._asked_s: dict[Server, float] = {}
+
+    def learn(self, gpus: Iterable[str]) -> None:
+        """Find out which servers tell, of those that have not told yet: before anything depends on it.
+
+        Takes LEARN_S and one answer; whoever waits longest is asked first.
+        """
+        wanted = {server for gpu in gpus for server in self._servers_of(gpu)} - self._telling
+        self._asked_s = {server: self._asked_s.get(server, 0.0) for server in wanted}
+        end_s = time.monotonic() + LEARN_S
+        for server in sorted(wanted, key=lambda each: self._asked_s[each]):
+            if time.monotonic() > end_s:
+                return
+            self._asked_s[server] = time.monotonic()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._heard(server, self._ask(server))
+
+    def working(self, gpu: str) -> str:
+        """Who says that it works, in words; "" if nobody does. Takes up to TIMEOUT_S for each server."""
+        for server in self._servers_of(gpu):
+            try:
+                word = self._ask(server)
+            except TimeoutError:
+                return f"{server} does not answer whether it works"
+            except (OSError, http.client.HTTPException):
+                word = None  # it is gone, or speaks something else: nothing to learn
+            self._heard(server, word)
+            if word:
+                return f"{server} works on {word} request{'s' if word > 1 else ''}"
+        return ""
+
+    def _heard(self, server: Server, word: int | None) -> None:
+        self._telling = self._telling - {server} if word is None else self._telling | {server}
+        self._report(ServerSpoke(server.slot, word is not None))
+
+    def _ask(self, server: Server) -> int | None:
+        """Requests under way or waiting; None if it does not tell."""
+        end_s = time.monotonic() + TIMEOUT_S
+        text = self._get(server, "/metrics", end_s)
+        gauges = _GAUGES.findall(text)
+        if gauges:
+            with contextlib.suppress(ValueError, OverflowError):
+                return round(sum(map(float, gauges)))
+        if server.kind != "llama.cpp":
+            return None
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # /metrics is off, /slots is on by default
+            slots = json.loads(self._get(server, "/slots", end_s))
+            return sum(bool(slot["is_processing"]) for slot in slots) if slots else None
+        return None
+
+    def _get(self, server: Server, path: str, end_s: float) -> str:
+        """What it answers; "" if that is an error."""
+        target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.address, server.address)  # noqa: S104
+        with contextlib.ExitStack() as stack:
+            if server.netns_path is not None:
+                with entered(server.netns_path, server.netns_inode):
+                    sock = _socket(target)
+            else:
+                sock = _socket(target)
+            stack.callback(sock.close)
+            sock.bind((target, 0))
+            mine = sock.getsockname()[1]
+            packed = address(target)
+            stack.enter_context(self._own.announced(IDENTITY.pack(server.cookie, server.port, mine, 0, packed, packed)))
+            sock.settimeout(max(0.01, end_s - time.monotonic()))
+            sock.connect((target, server.port))
+            connection = http.client.HTTPConnection(target, server.port)
+            connection.sock = sock
+            connection.request("GET", path, headers={"Connection": "close", "User-Agent": "memscaler"})
+            answer = connection.getresponse()
+            body = answer.read(_MOST_BYTES)
+            return body.decode(errors="replace") if answer.status == http.client.OK else ""
+
+
+def _socket(target: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET)

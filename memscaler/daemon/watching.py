@@ -1,0 +1,210 @@
+"""Keeps the ledger's watches equal to what was found: servers and namespaces that appear, move and vanish.
+
+A watch that cannot be counted now (its namespace is not there, or is not permitted) keeps the GPUs that the operator
+named for it awake: what nobody hears must not find them parked. It has a slot below zero, of which nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from memscaler.config.ports import Watch as Spec
+from memscaler.config.schema import Settings
+from memscaler.core.errors import ConfigError
+from memscaler.core.model import SECOND_NS, GpuPolicy, Policy
+from memscaler.daemon.discovery import NO_CONTEXT, Found
+from memscaler.daemon.server_word import TELLING, Server
+from memscaler.daemon.targets import Governed
+from memscaler.kernel.ledger import Ledger, Watch
+from memscaler.kernel.scopes import own_netns
+from memscaler.kernel.sock_diag import SockDiag
+
+log = structlog.get_logger()
+
+PARKED_LOOK_NS = 60 * SECOND_NS
+PARKED_LOOK_LOSSY_NS = SECOND_NS  # where only the tracepoint sees opens
+
+Place = tuple[int, int]  # inode of the network namespace, port
+
+
+@dataclass(slots=True)
+class Watched:
+    """A watch that is counted, and the GPUs behind it."""
+
+    watch: Watch
+    found: Found
+    gpus: tuple[str, ...]
+
+
+class Watching:
+    """What is watched now. Used by the loop's thread."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        governed: Mapping[str, Governed],
+        named: Mapping[Spec, tuple[str, ...]],
+    ) -> None:
+        """named: the operator's watches with GPUs -> UUIDs."""
+        self._ledger = ledger
+        self._settings = settings
+        self._governed = governed
+        self._named = named
+        self._watched: dict[Place, Watched] = {}
+        self._waiting: dict[Spec, str] = {}  # the operator's watches that are not counted -> why
+        self._refused: dict[Place, str] = {}
+        self._to_ask: Mapping[str, tuple[Server, ...]] = {}
+        self._own = own_netns()
+        self.expects_more = False
+        """True if a server's GPUs are not known yet, or a watch is to end as soon as its connections have."""
+
+    # ---- what there is --------------------------------------------------------------------------------------------
+
+    def of_slot(self, slot: int) -> Watched | None:
+        """The watch that counts there."""
+        return next((each for each in self._watched.values() if each.watch.slot == slot), None)
+
+    def gpus_of_slot(self, slot: int) -> tuple[str, ...]:
+        """UUIDs."""
+        watched = self.of_slot(slot)
+        return () if watched is None else watched.gpus
+
+    def server_of_slot(self, slot: int) -> str:
+        """What was recognised there; "" if nothing."""
+        watched = self.of_slot(slot)
+        return "" if watched is None else watched.found.server
+
+    def watches_of(self, gpu: str) -> tuple[Watched, ...]:
+        """The watches that drive a GPU."""
+        return tuple(each for each in self._watched.values() if gpu in each.gpus)
+
+    def servers_to_ask(self, gpu: str) -> tuple[Server, ...]:
+        """Those behind a GPU that are known to tell whether they work. May be called by any thread."""
+        return self._to_ask.get(gpu, ())
+
+    @property
+    def waiting(self) -> Mapping[Spec, str]:
+        """The operator's watches that are not counted, and why."""
+        return self._waiting
+
+    def policy(self) -> Policy:
+        """Which counters matter to which GPU, and for how long."""
+        slots: dict[str, set[int]] = {uuid: set() for uuid in self._governed}
+        for each in self._watched.values():
+            for uuid in each.gpus:
+                slots[uuid].add(each.watch.slot)
+        for number, spec in enumerate(self._waiting):
+            for uuid in self._named.get(spec, ()):
+                slots[uuid].add(-1 - number)
+        look_ns = PARKED_LOOK_NS if self._ledger.attachment.sees_every_open else PARKED_LOOK_LOSSY_NS
+        return Policy({uuid: self._policy_of(uuid, frozenset(slots[uuid])) for uuid in slots}, parked_look_ns=look_ns)
+
+    def _policy_of(self, uuid: str, slots: frozenset[int]) -> GpuPolicy:
+        mine = self._governed[uuid].settings
+        settings = [self._ledger.watches[slot].settings for slot in slots if slot >= 0]
+        cooldowns_s = [each.touch_cooldown_s for each in settings if each.touch_s]
+        return GpuPolicy(
+            slots,
+            round(mine.idle_after_s * SECOND_NS),
+            round(mine.min_dwell_s * SECOND_NS),
+            round(max(cooldowns_s, default=0) * SECOND_NS),
+        )
+
+    # ---- what was found -------------------------------------------------------------------------------------------
+
+    def apply(self, founds: Iterable[Found]) -> bool:
+        """Watch what was found and nothing else. True if a GPU's watches are others than before."""
+        founds = tuple(founds)
+        before = self._drives(), dict(self._waiting)
+        wanted = {(found.netns_inode, found.port): found for found in founds if found.attach}
+        self._waiting = {found.watch: found.problem for found in founds if found.watch and not found.attach}
+        # A server that has closed its listener may still answer; a namespace that has lost its name still has sockets.
+        lingering = {place for place in self._watched.keys() - wanted.keys() if self._is_busy(place)}
+        for place in self._watched.keys() - wanted.keys() - lingering:
+            self._end(place)
+        for place, found in wanted.items():
+            if place in self._watched:
+                self._update(self._watched[place], found)
+            else:
+                self._begin(place, found)
+        self._say_waiting(before[1])
+        unknown = any(found.pids and found.problem == NO_CONTEXT for found in founds)
+        missing = wanted.keys() - self._watched.keys()  # refused; perhaps for want of a free slot
+        self.expects_more = unknown or bool(lingering) or bool(missing)
+        self._to_ask = {uuid: tuple(self._tellers(uuid)) for uuid in self._governed}
+        return before != (self._drives(), dict(self._waiting))
+
+    def _drives(self) -> dict[Place, tuple[int, tuple[str, ...]]]:
+        return {place: (each.watch.slot, each.gpus) for place, each in self._watched.items()}
+
+    def _is_busy(self, place: Place) -> bool:
+        return self._ledger.open_connections(self._watched[place].watch) > 0
+
+    def _begin(self, place: Place, found: Found) -> None:
+        try:
+            diag = SockDiag(None if place[0] == self._own else found.netns_path, found.scope, place[0])
+        except OSError as error:
+            self._refuse(place, found, f"its network namespace cannot be entered: {error.strerror or error}")
+            return
+        try:
+            watch = self._ledger.watch(found.port, diag, self._settings.watch_settings(found.watch))
+        except (ConfigError, OSError) as error:
+            diag.close()
+            self._refuse(place, found, str(error))
+            return
+        self._refused.pop(place, None)
+        self._watched[place] = Watched(watch, found, self._gpus(found))
+        self._say("watch.started", self._watched[place])
+        if watch.deaf:
+            log.warning("watch.without_silence", port=found.port, scope=found.scope, reason=watch.deaf)
+
+    def _end(self, place: Place) -> None:
+        self._say("watch.ended", self._watched[place])
+        self._ledger.unwatch(self._watched.pop(place).watch.slot)
+
+    def _update(self, watched: Watched, found: Found) -> None:
+        before, watched.gpus, watched.found = watched.gpus, self._gpus(found), found
+        if watched.gpus != before:
+            self._say("watch.changed", watched)
+
+    def _refuse(self, place: Place, found: Found, reason: str) -> None:
+        if found.watch is not None:
+            self._waiting[found.watch] = reason
+        elif self._refused.get(place) != reason:
+            self._refused[place] = reason
+            log.warning("watch.refused", port=found.port, scope=found.scope, server=found.server, reason=reason)
+
+    def _gpus(self, found: Found) -> tuple[str, ...]:
+        wanted = found.gpus if found.watch is None else self._named.get(found.watch, found.gpus)
+        return tuple(uuid for uuid in wanted if uuid in self._governed)
+
+    # ---- telling --------------------------------------------------------------------------------------------------
+
+    def _say(self, event: str, watched: Watched) -> None:
+        found = watched.found
+        told = {"why": found.why} if found.why else {}
+        if found.server:
+            told["server"] = found.server
+        log.info(event, port=found.port, scope=found.scope, gpus=self._names(watched.gpus), **told)
+
+    def _say_waiting(self, before: Mapping[Spec, str]) -> None:
+        for spec, reason in self._waiting.items():
+            if before.get(spec) != reason:
+                gpus = self._names(self._named.get(spec, ()))
+                hint = "its GPUs stay awake until it is there" if gpus else "nothing is parked for it until it is there"
+                log.warning("watch.waiting", watch=str(spec), reason=reason, gpus=gpus, hint=hint)
+
+    def _tellers(self, uuid: str) -> Iterator[Server]:
+        for (inode, port), each in self._watched.items():
+            found = each.found
+            if uuid in each.gpus and found.server in TELLING and found.addresses:
+                path = None if inode == self._own else found.netns_path
+                address = found.addresses[0]
+                yield Server(each.watch.slot, port, found.server, address, path, inode, each.watch.netns)
+
+    def _names(self, uuids: Iterable[str]) -> list[str]:
+        return [f"gpu{self._governed[uuid].device.identity.index}" for uuid in uuids if uuid in self._governed]
