@@ -62,7 +62,11 @@ class GpuSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class WatchSnapshot:
-    """One watched port now. gpus: UUIDs. idle_s: time since the last activity, 0 while connections are live."""
+    """One watched port now. gpus: UUIDs. live: open connections, silent: those of them on which nothing is said.
+
+    idle_s: time since the last activity, 0 while there is work. server: what was recognised there. quiet: when it
+    counts as quiet, in the words of the configuration.
+    """
 
     port: int
     scope: str
@@ -75,6 +79,10 @@ class WatchSnapshot:
     rings: int
     overflows: int
     corrections: Mapping[str, int]
+    silent: int = 0
+    touches: int = 0
+    server: str = ""
+    quiet: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +109,4 @@ class Snapshot:
     watches: tuple[WatchSnapshot, ...]
     kernel: KernelSnapshot
     guardian_restarts: int = 0
+    waiting: int = 0  # the operator's watches that are not there now
