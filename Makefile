@@ -3,10 +3,10 @@
 
 PY := .venv/bin/python
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-distros lint format bench clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
 
 demo:  ## a real llama.cpp server, a governor and two simulated GPUs: what it does, in 90 seconds (needs root)
 	@tools/setup demo
@@ -15,6 +15,10 @@ demo:  ## a real llama.cpp server, a governor and two simulated GPUs: what it do
 test:  ## all tests, on the real kernel with the simulated driver (needs root)
 	@tools/setup test
 	@$(PY) -m pytest $(ARGS)
+
+test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS="bookworm trixie" (root; an hour)
+	@tools/setup test
+	@$(PY) -m tools.distros $(DISTROS)
 
 lint:  ## formatting, lint, types and architecture, as CI checks them
 	@tools/setup test

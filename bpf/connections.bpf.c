@@ -54,8 +54,9 @@ struct identity {
 struct connection {
     u64 since_ns; /* CLOCK_MONOTONIC; 0 if user space found it */
     u32 slot;     /* NO_WATCH: one of our own probes, which is nobody's work */
-    u32 heard;    /* 1: user space has judged what the client said so far, which is: */
-    u64 heard_bytes;
+    u32 heard;    /* 1: user space has judged what was said so far, in bytes: */
+    u64 received; /* from the client */
+    u64 sent;     /* to the client */
 };
 
 /*
@@ -213,8 +214,10 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
     ring(slot, connection.since_ns);
 }
 
+#define PING_BYTES 64 /* as in memscaler/kernel/traffic.py */
+
 /*
- * What the end of a connection means. Nothing: it said no more than user space has judged already. A touch: so little
+ * What the end of a connection means. Nothing: no more was said than user space has judged already. A touch: so little
  * was asked, and for so short a time, that it cannot have been work. Work otherwise, and where nobody can tell.
  */
 enum meaning { NOTHING, TOUCH, WORK };
@@ -222,16 +225,18 @@ enum meaning { NOTHING, TOUCH, WORK };
 static inline int meaning_of(const struct slot *slot, const struct connection *connection, u64 now_ns, const void *sk)
 {
 #ifdef OFFSET_BYTES_RECEIVED
-    u64 bytes = ~0ULL;
+    u64 received = ~0ULL, sent = 0;
 
-    bpf_probe_read_kernel(&bytes, sizeof(bytes), sk + OFFSET_BYTES_RECEIVED);
+    bpf_probe_read_kernel(&received, sizeof(received), sk + OFFSET_BYTES_RECEIVED);
+    bpf_probe_read_kernel(&sent, sizeof(sent), sk + OFFSET_BYTES_SENT);
     if (connection->heard) {
-        bytes -= connection->heard_bytes;
-        if (bytes <= 1) /* the FIN counts as one */
-            return NOTHING;
-        return slot->touch_ns && bytes < slot->touch_bytes ? TOUCH : WORK;
+        received -= connection->received;
+        sent -= connection->sent;
+        if (received <= 1) /* the FIN counts as one */
+            return sent < PING_BYTES ? NOTHING : WORK;
+        return slot->touch_ns && received < slot->touch_bytes ? TOUCH : WORK;
     }
-    if (connection->since_ns && now_ns - connection->since_ns < slot->touch_ns && bytes < slot->touch_bytes)
+    if (connection->since_ns && now_ns - connection->since_ns < slot->touch_ns && received < slot->touch_bytes)
         return TOUCH;
 #endif
     return WORK;

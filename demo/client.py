@@ -48,9 +48,10 @@ class Clients:
         self._work = work
         self.connections: list[Connection] = []
 
-    def live(self, gpu: int) -> list[Connection]:
-        """The connections that are there now."""
-        return [each for each in list(self.connections) if each.gpu == gpu and each.connected_ns and not each.ended_ns]
+    def waiting_since_ns(self, gpu: int) -> list[int]:
+        """When those asked who wait for an answer now."""
+        mine = [each for each in list(self.connections) if each.gpu == gpu]
+        return [from_ns for each in mine for from_ns, to_ns in each.waits() if not to_ns]
 
     def ask(self, gpu: int, tokens: int, *, stream: bool = True) -> Connection:
         """One connection, one completion."""

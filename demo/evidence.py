@@ -40,15 +40,23 @@ class Connection:
     ended_ns: int = 0
     answers: list[Answer] = field(default_factory=list)
 
+    def waits(self) -> list[tuple[int, int]]:
+        """(from, to) of the times in which the client waited for an answer; to is 0 while it does."""
+        return [(answer.sent_ns, answer.done_ns or self.ended_ns) for answer in self.answers]
+
+    def silences(self) -> list[tuple[int, int]]:
+        """(from, to) of the times between an answer and the next question."""
+        return [(before.done_ns, after.sent_ns) for before, after in pairwise(self.answers)]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at one board. live_ns: age of its oldest connection just before, 0 if there was none."""
+    """One look at one board. waiting_ns: how long the most patient of its clients had waited, 0 if there was none."""
 
     at_ns: int
     power_w: float
     locked: bool
-    live_ns: int
+    waiting_ns: int
 
 
 @dataclass(frozen=True, slots=True)

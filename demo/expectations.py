@@ -76,7 +76,8 @@ def all_checks(seen: Evidence) -> list[Check]:
     return [
         _parked_when_quiet(seen),
         _watts_fell(seen),
-        _never_parked_while_connected(seen),
+        _never_parked_while_asked(seen),
+        _parked_beside_silence(seen),
         _awake_before_the_answer(seen),
         _wake_latency(seen),
         _independent(seen),
@@ -111,29 +112,43 @@ def _watts_fell(seen: Evidence) -> Check:
     return Check(held, "the power fell as it should", ", ".join(told))
 
 
-def _never_parked_while_connected(seen: Evidence) -> Check:
-    """By the driver's record of calls, and by samples of connections older than the limit of a wake."""
+def _never_parked_while_asked(seen: Evidence) -> Check:
+    """By the driver's record of calls, and by samples of clients who wait for longer than the limit of a wake."""
     problems = []
     for connection in seen.connections:
-        end_ns = connection.ended_ns or connection.connected_ns
-        for span in seen.spans[connection.gpu]:
-            parked_meanwhile = connection.connected_ns < span.from_ns < end_ns
-            too_long = span.covers(connection.connected_ns) and not _woken_within(span, connection.connected_ns)
-            if connection.connected_ns and (parked_meanwhile or too_long):
-                problems.append(f"{seen.cards[connection.gpu].name} {'fell asleep' if parked_meanwhile else 'stayed'}")
-    old = [each for samples in seen.samples for each in samples if each.live_ns > WAKE_LIMIT_NS]
+        for from_ns, to_ns in connection.waits():
+            for span in seen.spans[connection.gpu]:
+                parked_meanwhile = from_ns < span.from_ns < to_ns
+                too_long = span.covers(from_ns) and not _woken_within(span, from_ns)
+                if parked_meanwhile or too_long:
+                    name = seen.cards[connection.gpu].name
+                    problems.append(f"{name} {'fell asleep' if parked_meanwhile else 'stayed'}")
+    old = [each for samples in seen.samples for each in samples if each.waiting_ns > WAKE_LIMIT_NS]
     asleep = sum(each.locked for each in old)
     parks = sum(len(spans) for spans in seen.spans)
-    detail = (
-        f"{parks} parks, none during a connection; {len(old)} samples with a live connection, {asleep} of them parked"
-    )
+    detail = f"{parks} parks, none during an answer; {len(old)} samples with a client waiting, {asleep} of them parked"
     if problems:
-        detail = f"parked under a live connection: {', '.join(problems)}; {asleep} of {len(old)} samples"
-    return Check(bool(old) and not problems and not asleep, "no GPU was parked while a connection lived", detail)
+        detail = f"parked while a client waited: {', '.join(problems)}; {asleep} of {len(old)} samples"
+    return Check(bool(old) and not problems and not asleep, "no GPU was parked while a client waited", detail)
 
 
-def _woken_within(span: Parked, connected_ns: int) -> bool:
-    return span.to_ns is not None and span.to_ns - connected_ns <= WAKE_LIMIT_NS
+def _woken_within(span: Parked, asked_ns: int) -> bool:
+    return span.to_ns is not None and span.to_ns - asked_ns <= WAKE_LIMIT_NS
+
+
+def _parked_beside_silence(seen: Evidence) -> Check:
+    """An open connection on which nothing is said lets its GPU sleep; its next question wakes the GPU."""
+    told, held = [], False
+    for connection in seen.connections:
+        for from_ns, to_ns in connection.silences():
+            spans = [each for each in seen.spans[connection.gpu] if from_ns < each.from_ns < to_ns]
+            held = any(span.covers(to_ns) and _woken_within(span, to_ns) for span in spans)
+            parked_s = sum(to_ns - span.from_ns for span in spans) / SECOND_NS
+            told.append(
+                f"{seen.cards[connection.gpu].name} slept for {parked_s:.1f} s of {(to_ns - from_ns) / SECOND_NS:.1f} s"
+            )
+    title = "a silent connection let its GPU sleep, and its next question woke it"
+    return Check(held, title, ", ".join(told) or "no connection was silent")
 
 
 def _awake_before_the_answer(seen: Evidence) -> Check:

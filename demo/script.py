@@ -40,7 +40,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """For the progress bar."""
-        return 6 if self.short else 9
+        return 7 if self.short else 9
 
 
 FULL = Plan(idle_s=3.0, quiet_s=1.0, answer_s=1.5, knocks=2)
@@ -160,8 +160,8 @@ class Demo:
         if not self._plan.short:
             self._scene("One client asks the P40's server", self._ask_one, 1)
         self._scene("Five clients ask at once", self._ask_all)
+        self._scene("A client stays connected and thinks", self._think, 0)
         if not self._plan.short:
-            self._scene("A client stays connected and thinks", self._think, 0)
             self._scene("Short questions out of the blue", self._knock)
         self._account(before, self._measure())
         self._scene("The governor is killed (SIGKILL), then started again", self._kill)

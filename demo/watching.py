@@ -88,9 +88,9 @@ class Watcher:
         while not self._end.wait(LOOK_S):
             for gpu, board in enumerate(self._driver.boards):
                 now_ns = time.monotonic_ns()
-                live_ns = max((now_ns - each.connected_ns for each in self._clients.live(gpu)), default=0)
+                waiting_ns = max((now_ns - since_ns for since_ns in self._clients.waiting_since_ns(gpu)), default=0)
                 locked = bool(board.locks)
-                self.samples[gpu].append(Sample(time.monotonic_ns(), board.power_w, locked, live_ns))
+                self.samples[gpu].append(Sample(time.monotonic_ns(), board.power_w, locked, waiting_ns))
             with self._lock:
                 self._tell()
             if self.scrape and time.monotonic() >= scrape_due:

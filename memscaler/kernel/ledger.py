@@ -276,12 +276,12 @@ class Ledger:
                 self._mark(key, verdict.marks[row.cookie])
         return verdict.live
 
-    def _mark(self, key: bytes, judged: int | None) -> None:
-        """Tell the hook that sees the connection end how much of what the client said is judged already."""
+    def _mark(self, key: bytes, judged: tuple[int, int] | None) -> None:
+        """Tell the hook that sees the connection end how much of what was said is judged already."""
         value = self._connections.get(key)
         if value is not None:
-            since_ns, slot, _, _ = CONNECTION.unpack(value)
-            heard = (0, 0) if judged is None else (1, judged)
+            since_ns, slot, *_ = CONNECTION.unpack(value)
+            heard = (0, 0, 0) if judged is None else (1, *judged)
             try:
                 self._connections.put(key, CONNECTION.pack(since_ns, slot, *heard), EXIST)
             except OSError as error:
@@ -392,7 +392,7 @@ class Ledger:
         added, full = [], 0
         for key in missing:
             try:
-                self._connections.put(key, CONNECTION.pack(0, watch.slot, 0, 0), NOEXIST)
+                self._connections.put(key, CONNECTION.pack(0, watch.slot, 0, 0, 0), NOEXIST)
             except OSError as error:
                 if error.errno == errno.E2BIG:
                     full += 1

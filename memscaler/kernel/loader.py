@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 TRACEPOINT = "sock:inet_sock_set_state"
 TRACEFS = "/sys/kernel/tracing"
+DEBUGFS_TRACING = "/sys/kernel/debug/tracing/events"
+PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 BTF = "/sys/kernel/btf/vmlinux"
 OLDEST_KERNEL = (4, 16)  # the tracepoint
 PROBE_READ_KERNEL = (5, 5)
@@ -38,6 +40,7 @@ BPF_LINK_CREATE = 28
 BPF_CGROUP_SOCK_OPS = 3
 BPF_PROG_TYPE_CGROUP_SKB, BPF_PROG_TYPE_SOCK_OPS = 8, 13
 CAN_MISS = "a connection can be missed for up to a second while a GPU is parked"
+STRICTEST_UPSTREAM = 2  # of kernel.perf_event_paranoid; Debian's kernels know 3
 ONE_NAMESPACE = "network namespaces are not told apart"
 NO_DATA = "an open connection keeps its GPU awake even if nothing is said on it"
 NO_TOUCHES = "a health check counts like any other connection"
@@ -85,7 +88,7 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
     wanted = Variant(
         None if options.get("without_sockops") else cgroup2_root(),
         netns_offsets(offsets),
-        offsets.get((b"tcp_sock", b"bytes_received")),
+        byte_offsets(offsets),
     )
     if not has_rings(options):
         notices.append("a kernel before 5.8 (no BPF ring buffer): " + NO_RING)
@@ -93,7 +96,7 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
         notices += ["no root of cgroup v2: " + CAN_MISS, "no root of cgroup v2: " + NO_DATA]
     if wanted.netns is None:
         notices.append("no kernel BTF, or a kernel before 5.14: " + ONE_NAMESPACE)
-    if wanted.bytes_received is None:
+    if wanted.byte_counts is None:
         notices.append("no kernel BTF: " + NO_TOUCHES)
     failures = []
     with Quiet() as quiet:
@@ -105,24 +108,23 @@ def load(bpf_dir: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[in
                 failures.append(f"{variant}: {error}")
                 continue
             notices += lost_abilities(wanted, variant, fds)
-            able = {"netns": variant.netns is not None, "touches": variant.bytes_received is not None}
+            able = {"netns": variant.netns is not None, "touches": variant.byte_counts is not None}
             answer = {"fds": list(fds), "notices": notices, "headers": variant.headers, **able}
             return {**answer, "detail": quiet.text()}, list(fds.values())
         check_permission()
-        raise LoadError(
-            "rejected",
-            f"the kernel does not accept the BPF program ({failures[0]})".replace("\n", " "),
-            "run `memscaler run --log-level debug` and report the output",
-            quiet.text(),
-        )
+        hint = "run `memscaler run --log-level debug` and report the output"
+        if not os.path.isdir(DEBUGFS_TRACING):
+            hint = "an older bcc finds tracefs in debugfs only: mount -t debugfs none /sys/kernel/debug"
+        message = f"the kernel does not accept the BPF program ({failures[0]})".replace("\n", " ")
+        raise LoadError("rejected", message, hint, quiet.text())
 
 
 class Variant(NamedTuple):
-    """What to attach and how: None for what is left out. netns, bytes_received: offsets in the kernel's structs."""
+    """What to attach and how: None for what is left out. netns, byte_counts: offsets in the kernel's structs."""
 
     cgroup: str | None
     netns: tuple[int, int] | None
-    bytes_received: int | None
+    byte_counts: tuple[int, int] | None
     headers: str = "stubs"
 
     def __str__(self) -> str:
@@ -134,7 +136,7 @@ def variants(wanted: Variant) -> list[Variant]:
     """Best first: not losing an open matters more than telling namespaces apart."""
     fewer = [(wanted.cgroup, wanted.netns), (wanted.cgroup, None), (None, wanted.netns), (None, None)]
     return [
-        Variant(cgroup, netns, wanted.bytes_received, headers)
+        Variant(cgroup, netns, wanted.byte_counts, headers)
         for cgroup, netns in dict.fromkeys(fewer)
         for headers in ("stubs", "kernel")
     ]
@@ -191,7 +193,15 @@ def check_permission() -> None:
     with open("/proc/self/status") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff"))
     has = {name for name, bit in CAPABILITIES.items() if effective >> bit & 1}
-    if "CAP_SYS_ADMIN" in has or {"CAP_BPF", "CAP_PERFMON"} <= has:
+    if "CAP_SYS_ADMIN" in has:
+        return
+    if {"CAP_BPF", "CAP_PERFMON"} <= has:
+        with open(PARANOID) as file:
+            level = int(file.read())
+        if level > STRICTEST_UPSTREAM:
+            hint = "run as root, or: sysctl kernel.perf_event_paranoid=2"
+            message = f"kernel.perf_event_paranoid is {level}: this kernel wants CAP_SYS_ADMIN for tracepoints"
+            raise LoadError("no-permission", message, hint)
         return
     raise LoadError(
         "no-permission",
@@ -203,7 +213,7 @@ def check_permission() -> None:
 def ensure_tracefs() -> bool:
     """True if tracefs had to be mounted. bcc reads the tracepoint's format from it."""
     event = "events/" + TRACEPOINT.replace(":", "/") + "/format"
-    roots = (TRACEFS, "/sys/kernel/debug/tracing")
+    roots = (TRACEFS, os.path.dirname(DEBUGFS_TRACING))
     if any(os.path.exists(os.path.join(root, event)) for root in roots):
         return False
     if any(os.path.isdir(os.path.join(root, "events")) for root in roots):
@@ -256,8 +266,8 @@ def compile_and_attach(bpf_class: Any, bpf_dir: str, options: dict[str, Any], va
         flags.append("-DWITH_SOCKOPS")
     if variant.netns:
         flags += [f"-DOFFSET_SKC_NET={variant.netns[0]}", f"-DOFFSET_NET_COOKIE={variant.netns[1]}"]
-    if variant.bytes_received is not None:
-        flags.append(f"-DOFFSET_BYTES_RECEIVED={variant.bytes_received}")
+    if variant.byte_counts:
+        flags += [f"-DOFFSET_BYTES_RECEIVED={variant.byte_counts[0]}", f"-DOFFSET_BYTES_SENT={variant.byte_counts[1]}"]
     if kernel_version() < COMPARE_AND_EXCHANGE:
         flags.append("-DWITHOUT_COMPARE_AND_EXCHANGE")
     if kernel_version() < PROBE_READ_KERNEL:
@@ -321,6 +331,12 @@ def kernel_offsets(path: str = BTF) -> dict[tuple[bytes, bytes], int]:
     except (OSError, ValueError, struct.error, IndexError):
         return {}
     return {(name, member): offset for name, members in structs.items() for member, offset in members.items()}
+
+
+def byte_offsets(offsets: dict[tuple[bytes, bytes], int]) -> tuple[int, int] | None:
+    """(offset of tcp_sock.bytes_received, of bytes_sent); the second since Linux 4.19."""
+    received, sent = offsets.get((b"tcp_sock", b"bytes_received")), offsets.get((b"tcp_sock", b"bytes_sent"))
+    return None if received is None or sent is None else (received, sent)
 
 
 def netns_offsets(offsets: dict[tuple[bytes, bytes], int]) -> tuple[int, int] | None:

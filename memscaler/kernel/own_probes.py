@@ -40,12 +40,17 @@ class OwnProbes:
         """
         self.forget_old()
         with self._lock:
-            self._connections.put(identity, CONNECTION.pack(0, NO_WATCH, 0, 0), NOEXIST)
+            self._connections.put(identity, CONNECTION.pack(0, NO_WATCH, 0, 0, 0), NOEXIST)
             self._until_s[identity] = _FOR_EVER_S
+        afterlife_s = _AFTERLIFE_S
         try:
             yield
+        except ConnectionRefusedError:  # there never was one
+            afterlife_s = 0.0
+            raise
         finally:
-            self._until_s[identity] = time.monotonic() + _AFTERLIFE_S
+            self._until_s[identity] = time.monotonic() + afterlife_s
+            self.forget_old()
 
     def forget_old(self) -> None:
         """Take out what no hook took out."""

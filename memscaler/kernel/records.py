@@ -8,7 +8,7 @@ import struct
 WATCH_KEY = struct.Struct("=QII")  # namespace cookie, port
 IGNORE_KEY = struct.Struct("=II16s")  # bits, slot, address
 IDENTITY = struct.Struct("=QHHI16s16s")  # namespace cookie, local port, peer port, -, local and peer address
-CONNECTION = struct.Struct("=QIIQ")  # since, slot, heard, heard bytes
+CONNECTION = struct.Struct("=QIIQQ")  # since, slot, heard, received and sent when it was
 SLOT = struct.Struct("=I")
 PORT_WORD, PORT_BITS = struct.Struct("=I"), struct.Struct("=Q")
 V4_PREFIX = bytes(10) + b"\xff\xff"

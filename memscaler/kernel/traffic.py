@@ -44,20 +44,20 @@ class _Heard:
     received: int = 0
     sent: int = 0
     owed_since_ns: int = 0
-    mark: int | None = None
+    mark: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One look: how many connections are at work now, and the cookies of the others.
 
-    marks: what has changed for the hook that sees connections end: cookie -> bytes from the client that are judged
-    already, None while an answer is owed.
+    marks: what has changed for the hook that sees connections end: cookie -> bytes from and to the client that are
+    judged already, None while an answer is owed.
     """
 
     live: int
     silent: frozenset[int]
-    marks: Mapping[int, int | None]
+    marks: Mapping[int, tuple[int, int] | None]
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Traffic:
                 live += 1
             else:
                 silent.add(row.cookie)
-            mark = None if is_live else heard.received
+            mark = None if is_live else (heard.received, heard.sent)
             if mark != heard.mark:
                 marks[row.cookie] = heard.mark = mark
         return Verdict(live, frozenset(silent), marks)

@@ -19,18 +19,19 @@ def samples(idle_w, parked_w, spans, connection):
     for step in range(400):
         at_ns = s(step / 20)
         locked = any(span.covers(at_ns) for span in spans)
-        live = connection is not None and connection.connected_ns <= at_ns < connection.ended_ns
-        age_ns = at_ns - connection.connected_ns if live else 0
-        found.append(Sample(at_ns, parked_w if locked else idle_w, locked, age_ns))
+        waits = connection.waits() if connection else []
+        waiting_ns = max((at_ns - from_ns for from_ns, to_ns in waits if from_ns <= at_ns < to_ns), default=0)
+        found.append(Sample(at_ns, parked_w if locked else idle_w, locked, waiting_ns))
     return found
 
 
 @pytest.fixture
 def good():
-    """Parked from 3 s on; the A40 is asked at 6 s and answers until 8 s; killed at 14 s."""
-    connection = Connection(0, s(6), s(6.0001), s(8), [Answer(s(6.0002), s(6.1), s(8), 200, 50)])
+    """Parked from 3 s on; the A40 is asked at 6 s and answers until 8 s, again at 12 s until 12.5 s; killed at 14 s."""
+    answers = [Answer(s(6.0002), s(6.1), s(8), 200, 50), Answer(s(12), s(12.1), s(12.5), 200, 10)]
+    connection = Connection(0, s(6), s(6.0001), s(12.5), answers)
     spans = [
-        [Parked(s(3), s(6.0002), DAEMON), Parked(s(11), s(14.01), GUARDIAN)],
+        [Parked(s(3), s(6.0002), DAEMON), Parked(s(11), s(12.001), DAEMON), Parked(s(13.5), s(14.01), GUARDIAN)],
         [Parked(s(3), s(14.01), GUARDIAN)],
     ]
     boards = [samples(80, 18, spans[0], connection), samples(50, 10, spans[1], None)]
@@ -70,9 +71,11 @@ def change(path, value):
     [
         ("quiet.0", ("at first", [True, False], [18, 10]), "both GPUs parked"),
         ("quiet.0", ("at first", [True, True], [18, 50]), "the power fell"),
-        ("spans.0", [Parked(s(7), s(7.5), DAEMON), Parked(s(11), s(14.01), GUARDIAN)], "while a connection lived"),
-        ("spans.0", [Parked(s(3), s(6.2), DAEMON), Parked(s(11), s(14.01), GUARDIAN)], "before the server answered"),
-        ("samples.0", [Sample(s(7), 18, True, s(1))], "while a connection lived"),
+        ("spans.0", [Parked(s(7), s(7.5), DAEMON), Parked(s(13), s(14.01), GUARDIAN)], "while a client waited"),
+        ("spans.0", [Parked(s(3), s(6.2), DAEMON), Parked(s(13), s(14.01), GUARDIAN)], "before the server answered"),
+        ("samples.0", [Sample(s(7), 18, True, s(1))], "while a client waited"),
+        ("spans.0", [Parked(s(3), s(6.0002), DAEMON), Parked(s(13), s(14.01), GUARDIAN)], "let its GPU sleep"),
+        ("spans.0", [Parked(s(3), s(6.0002), DAEMON), Parked(s(11), s(12.2), GUARDIAN)], "let its GPU sleep"),
         ("latencies_us", [90, 60_000], "every wake was quick"),
         ("latencies_us", [], "every wake was quick"),
         ("spans.1", [Parked(s(3), s(7), DAEMON), Parked(s(11), s(14.01), GUARDIAN)], "the other GPU stayed parked"),
@@ -97,4 +100,4 @@ def test_each_can_fail(good, path, value, text):
 
 def test_nothing_seen_is_nothing_held():
     """A demo in which nothing happened must not succeed."""
-    assert len(failed(Evidence(CARDS, samples=[[], []], spans=[[], []]))) == 12
+    assert len(failed(Evidence(CARDS, samples=[[], []], spans=[[], []]))) == 13

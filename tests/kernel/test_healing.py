@@ -16,7 +16,7 @@ def entries(port: Port) -> list[bytes]:
 def forge(port: Port, since_ns: int = 1) -> bytes:
     """An entry whose connection is long gone, as a lost close leaves it; counted as opened, like a hook would."""
     key = records.IDENTITY.pack(port.watch.netns, port.number, 1, 0, bytes(16), bytes(16))
-    port.world.ledger._connections.put(key, records.CONNECTION.pack(since_ns, port.watch.slot, 0, 0))
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(since_ns, port.watch.slot, 0, 0, 0))
     port.watch.seeded += 1
     return key
 
@@ -82,7 +82,7 @@ def test_new_connection_renews_a_stale_entry(port: Port):
     reset(first)
     held.close()
     port.settles(0)
-    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0, 0))
     port.watch.seeded += 1
     reopened_ns = time.monotonic_ns()
     second = port.kept.enter_context(connected(port.world.netns, port.number, source=source))
@@ -130,7 +130,7 @@ def test_opened_meanwhile(port: Port, moment):
     source = ("127.0.0.1", port.number + 20000)
     local, peer = (records.prefix(address)[1] for address in ("127.0.0.1", "127.0.0.1"))
     key = records.IDENTITY.pack(port.watch.netns, port.number, source[1], 0, local, peer)
-    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
+    port.world.ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0, 0))
     port.watch.seeded += 1
     assert port.live == 1
 
@@ -149,7 +149,7 @@ def test_renewed_between_look_and_deletion(port: Port, monkeypatch: pytest.Monke
     address = records.prefix("127.0.0.1")[1]
     key = records.IDENTITY.pack(port.watch.netns, port.number, source[1], 0, address, address)
     ledger = port.world.ledger
-    ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0))
+    ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0, 0))
     port.watch.seeded += 1
     real = ledger._is_older
 
@@ -185,7 +185,7 @@ def test_cost_of_reconciling(world: World):
         records.IDENTITY.pack(7, 1, number % 65536, 0, bytes(16), number.to_bytes(16, "big")) for number in range(20000)
     ]
     for key in others:
-        world.ledger._connections.put(key, records.CONNECTION.pack(1, 63, 0, 0))
+        world.ledger._connections.put(key, records.CONNECTION.pack(1, 63, 0, 0, 0))
     port.pair(port.listen())
     started = time.perf_counter()
     assert world.ledger.reconcile(port.watch) == Corrections()

@@ -91,10 +91,10 @@ def test_broken_btf(tmp_path: Path, content):
 
 def test_hash_map(world):
     """Put, get, delete and the batch read, over more entries than one batch takes."""
-    entries = HashMap(world.attached.fds["connections"], 48, 24)
+    entries = HashMap(world.attached.fds["connections"], 48, 32)
     wanted = {
         struct.pack("=QHHI16s16s", 1, 2, number % 65536, 0, bytes(16), number.to_bytes(16, "big")): number.to_bytes(
-            24, "little"
+            32, "little"
         )
         for number in range(9000)
     }
@@ -103,7 +103,7 @@ def test_hash_map(world):
     assert dict(entries.entries()) == wanted
     some = next(iter(wanted))
     with pytest.raises(FileExistsError):
-        entries.put(some, bytes(24), NOEXIST)
+        entries.put(some, bytes(32), NOEXIST)
     assert entries.get(some) == wanted[some]
     assert all(entries.delete(key) for key in wanted)
     assert not entries.delete(some)

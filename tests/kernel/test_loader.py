@@ -209,7 +209,8 @@ def test_old_kernel(through):
 
 def test_no_tracepoint(through):
     """A tracefs without our event."""
-    hide = "mount -t tmpfs none /sys/kernel/tracing; mkdir /sys/kernel/tracing/events"
+    hide = "umount -l /sys/kernel/debug 2>/dev/null || true; "
+    hide += "mount -t tmpfs none /sys/kernel/tracing; mkdir /sys/kernel/tracing/events"
     assert "no tracepoint sock:inet_sock_set_state" in str(failure(through(in_mount_namespace(hide))))
 
 
