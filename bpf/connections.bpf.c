@@ -381,7 +381,7 @@ int passive_open(struct bpf_sock_ops *ops)
 /* Incoming packets of every socket. Never drops one: it only listens for data on connections that were silent. */
 int data_arrived(struct __sk_buff *packet)
 {
-    u8 first = 0, offset = 0;
+    u8 first = 0, next = IPPROTO_TCP, offset = 0;
     struct slot *slot;
     u32 *index, headers;
     u64 cookie, now_ns;
@@ -399,12 +399,16 @@ int data_arrived(struct __sk_buff *packet)
     if (!slot->armed) /* an active connection costs no more than this */
         return 1;
 #endif
-    /* The packet begins with the IP header; IPv6 extension headers are rare and count as data. */
+    /* The packet begins with the IP header. IPv6 extension headers are rare: such a packet counts as data. */
     bpf_skb_load_bytes(packet, 0, &first, 1);
-    headers = first >> 4 == 4 ? (first & 15) * 4 : 40;
+    headers = (first & 15) * 4;
+    if (first >> 4 == 6) {
+        headers = 40;
+        bpf_skb_load_bytes(packet, 6, &next, 1);
+    }
     bpf_skb_load_bytes(packet, headers + 12, &offset, 1);
     headers += (offset >> 4) * 4;
-    if (packet->len <= headers) /* a bare acknowledgement, or the end */
+    if (next == IPPROTO_TCP && packet->len <= headers) /* a bare acknowledgement, or the end */
         return 1;
     now_ns = bpf_ktime_get_ns();
     if (ring(slot, now_ns))

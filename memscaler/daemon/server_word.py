@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import socket
@@ -132,12 +133,37 @@ class ServerWord:
             stack.enter_context(self._own.announced(IDENTITY.pack(server.cookie, server.port, mine, 0, packed, packed)))
             sock.settimeout(max(0.01, end_s - time.monotonic()))
             sock.connect((target, server.port))
-            connection = http.client.HTTPConnection(target, server.port)
-            connection.sock = sock
-            connection.request("GET", path, headers={"Connection": "close", "User-Agent": "memscaler"})
-            answer = connection.getresponse()
-            body = answer.read(_MOST_BYTES)
+            # HTTP/1.0: the end of the connection is the end of the answer
+            sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {target}\r\nUser-Agent: memscaler\r\n\r\n".encode())
+            answer = http.client.HTTPResponse(_Received(_read(sock, end_s)))  # type: ignore[arg-type]
+            answer.begin()
+            body = answer.read()
             return body.decode(errors="replace") if answer.status == http.client.OK else ""
+
+
+def _read(sock: socket.socket, end_s: float) -> bytes:
+    """Everything until the other side closes. Raise TimeoutError when the time is over, also for one that drips."""
+    received = bytearray()
+    while len(received) < _MOST_BYTES:
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        sock.settimeout(left_s)
+        data = sock.recv(65536)
+        if not data:
+            return bytes(received)
+        received += data
+    return bytes(received)
+
+
+class _Received:
+    """What http.client wants of a socket: a file to read from."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
 
 
 def _socket(target: str) -> socket.socket:
