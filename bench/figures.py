@@ -17,6 +17,7 @@ class Figure:
 
     limit: it is promised to be no larger. baseline: the same without memscaler, or the floor. machine: what this
     machine takes without us, if that is another measure than the baseline: a miss within it is not called broken.
+    at_least: its ratio to the baseline is promised to be no smaller. noise: of that ratio.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Figure:
     limit: float | None = None
     baseline: float | None = None
     machine: float | None = None
+    at_least: float | None = None
+    noise: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -34,6 +37,11 @@ class Figure:
     @property
     def verdict(self) -> str:
         """`kept`, `missed` (perhaps the machine's fault) or `BROKEN`; empty where nothing is promised."""
+        if self.at_least is not None and self.ratio is not None:
+            lost, may_lose = 1 - self.ratio, 1 - self.at_least
+            if lost <= may_lose:
+                return "kept"
+            return "BROKEN" if lost > max(CLEARLY * may_lose, may_lose + self.noise) else "missed"
         if self.limit is None:
             return ""
         if self.value <= self.limit:
@@ -64,16 +72,18 @@ def spread(name: str, values: Sequence[float], unit: str, limits: tuple[float | 
 def table(figures: Sequence[Figure]) -> str:
     """Plain text, one line each."""
     width = max(len(figure.name) for figure in figures) + 1
-    head = f"{'':{width}}{'measured':>14} {'promise':>11}{'baseline':>11}{'ratio':>7}"
+    head = f"{'':{width}}{'measured':>14} {'promise':>11}{'baseline':>11}{'ratio':>9}"
     return "\n".join([head, *(_line(figure, width) for figure in figures)])
 
 
 def _line(figure: Figure, width: int) -> str:
     ratio = figure.ratio
     limit = "" if figure.limit is None else f"<= {_short(figure.limit)}"
+    if figure.at_least is not None:
+        limit = f">= {figure.at_least} x"
     baseline = "" if figure.baseline is None else _short(figure.baseline)
     measured = f"{_short(figure.value)} {figure.unit:3}"
-    tail = f"{limit:>11}{baseline:>11}{'' if ratio is None else f'{ratio:.2f}':>7}  {figure.verdict}"
+    tail = f"{limit:>11}{baseline:>11}{'' if ratio is None else f'{ratio:.3f}':>9}  {figure.verdict}"
     return f"{figure.name:{width}}{measured:>14} {tail}".rstrip()
 
 

@@ -14,14 +14,19 @@ SETTINGS = 'min_dwell = "0s"\n'
 
 
 @contextlib.contextmanager
-def governor_on(server: socket.socket, boards: str, *arguments: str, idle_after: str = "100ms") -> Iterator[Governor]:
-    """Watches the server's port for all boards; parks `idle_after` the last connection, as often as that comes."""
+def governor_on(
+    server: socket.socket, boards: str, *arguments: str, idle_after: str = "100ms", by_connections: bool = True
+) -> Iterator[Governor]:
+    """Watches the server's port for all boards; parks `idle_after` the last connection, as often as that comes.
+
+    by_connections: False for the product's default options, where open and silent connections do not count.
+    """
     with tempfile.TemporaryDirectory(prefix="memscaler-bench-") as folder:
         config = Path(folder) / "config.toml"
         config.write_text(SETTINGS)
         gpus = ",".join(f"gpu{index}" for index in range(len(boards.split(","))))
         told = ["--port", f"{port_of(server)}:{gpus}", "--idle-after", idle_after, "--config", str(config)]
-        with governing(Path(folder) / "run", boards, *told, *arguments) as governor:
+        with governing(Path(folder) / "run", boards, *told, *arguments, by_connections=by_connections) as governor:
             yield governor
 
 

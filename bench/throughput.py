@@ -1,11 +1,13 @@
 """As many connections a second as this machine opens, on a watched and an unwatched port of an awake GPU.
 
 A held-open connection keeps the GPU awake. What is promised: the daemon sleeps through all of them. What the kernel
-side costs is the client's time per connection, beside the same loop with no memscaler running, in turns.
+side costs is the client's time per connection, beside the same loop with no memscaler running, in turns. The loop is C,
+on every CPU: connect, accept, close, close by reset (no TIME_WAIT).
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import time
@@ -14,12 +16,13 @@ from dataclasses import dataclass, field
 
 from bench.figures import Figure
 from bench.governors import governor_on, wait_awake
+from bench.loops import open_and_close
 from bench.processes import Usage, usage
 from tests.governor import connect, eventually, listener
-from tests.kernel.worlds import RESET
 
 WAKE_UPS_PER_CONNECTION = 0.001
 CPU_NS_PER_CONNECTION = 100
+THREADS = os.cpu_count() or 1
 
 
 @dataclass
@@ -31,27 +34,15 @@ class Samples:
     daemon: list[Usage] = field(default_factory=list)
 
 
-def open_and_close(server: socket.socket, count: int) -> float:
-    """Connect, accept, close by reset (no TIME_WAIT), close. Microseconds per connection."""
-    address = server.getsockname()
-    started_ns = time.perf_counter_ns()
-    for _ in range(count):
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            client.connect(address)
-            server.accept()[0].close()
-    return (time.perf_counter_ns() - started_ns) / 1000 / count
-
-
 def bench(*, quick: bool) -> list[Figure]:
     """Rounds of: nothing attached, governor with an unwatched port, with the watched one."""
     count, rounds = (5000, 3) if quick else (20000, 9)
     baseline_us: list[float] = []
     found = {"unwatched": Samples(), "watched": Samples()}
     with listener() as watched, listener() as unwatched:
-        open_and_close(unwatched, count)
+        open_and_close(unwatched, count, THREADS)
         for _ in range(rounds):
-            baseline_us.append(open_and_close(unwatched, count))
+            baseline_us.append(open_and_close(unwatched, count, THREADS))
             one_round(watched, unwatched, count, found, baseline_us[-1])
     return [
         Figure("connections/s without memscaler", 1e6 / statistics.median(baseline_us), "/s"),
@@ -71,7 +62,7 @@ def one_round(
             time.sleep(2.5)  # the samples at the start and 2 s later
             for kind, server in (("unwatched", unwatched), ("watched", watched)):
                 before = usage(governor.pid)
-                spent_us = open_and_close(server, count)
+                spent_us = open_and_close(server, count, THREADS)
                 found[kind].daemon.append(usage(governor.pid).since(before))
                 found[kind].us.append(spent_us)
                 found[kind].ratios.append(spent_us / baseline_us)

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from memscaler.kernel.records import IDENTITY, address
 
 TIMEOUT_S = 0.5
 LEARN_S = 0.2
+_RESET = struct.pack("ii", 1, 0)
 _MOST_BYTES = 4 * 1024 * 1024
 # llama.cpp tools/server/README.md, vLLM docs/usage/metrics.md, SGLang docs/references/production_metrics.md
 _GAUGES = re.compile(
@@ -131,11 +133,13 @@ class ServerWord:
             mine = sock.getsockname()[1]
             packed = address(target)
             stack.enter_context(self._own.announced(IDENTITY.pack(server.cookie, server.port, mine, 0, packed, packed)))
+            # Should the server not answer: reset, or its end would stay, and look like a client's.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             sock.settimeout(max(0.01, end_s - time.monotonic()))
             sock.connect((target, server.port))
             # HTTP/1.0: the end of the connection is the end of the answer
             sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {target}\r\nUser-Agent: memscaler\r\n\r\n".encode())
-            answer = http.client.HTTPResponse(_Received(_read(sock, end_s)))  # type: ignore[arg-type]
+            answer = http.client.HTTPResponse(_Received(_read(sock, end_s)))  # type: ignore[arg-type]  # no socket
             answer.begin()
             body = answer.read()
             return body.decode(errors="replace") if answer.status == http.client.OK else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memscaler.core.errors import ConfigError
 from memscaler.core.model import Reading
@@ -42,6 +42,7 @@ from memscaler.kernel.sock_diag import LIVE, Row, SockDiag
 from memscaler.kernel.traffic import Traffic
 
 PLAIN = WatchSettings(quiet=Quiet.NO_CONNECTIONS, touch_s=0)
+MOST_ONE_BY_ONE = 64
 MOST_LISTENED = 1024  # open connections of one watch; with more of them nobody looks for silence
 _SECOND_NS = 1_000_000_000
 _REUSE_AFTER_NS = _SECOND_NS  # a hook that found the watch just before it ended has long returned by then
@@ -70,6 +71,8 @@ class Watch:
     overflow_seen: int = 0
     silent: int = 0  # open connections that were found silent when `gone` had ended
     gone: int = 0
+    rows: Mapping[bytes, Row] = field(default_factory=dict)  # the live connections at the last dump,
+    moved: tuple[int, ...] = ()  # and what the counters said then
     reconciled: bool = False
 
     @property
@@ -288,8 +291,22 @@ class Ledger:
                 if error.errno != errno.ENOENT:  # ended just now
                     raise
 
-    def _rows(self, watch: Watch) -> dict[bytes, Row]:
-        """The live connections that are in the set for this watch, with what was said on them."""
+    def _rows(self, watch: Watch) -> Mapping[bytes, Row]:
+        """The live connections that are in the set for this watch, with what was said on them.
+
+        As long as none came or went they are asked for one by one: a dump walks the kernel's whole table.
+        """
+        slot = self.counters.read(watch.slot)
+        moved = (slot.opened, slot.closed, watch.seeded, watch.healed)
+        if watch.moved == moved and len(watch.rows) <= MOST_ONE_BY_ONE:
+            again = {key: watch.diag.again(row) for key, row in watch.rows.items()}
+            rows = {key: row for key, row in again.items() if row is not None and row.state in LIVE}
+            if len(rows) == len(again):
+                return rows
+        watch.rows, watch.moved = self._dumped_rows(watch), moved
+        return watch.rows
+
+    def _dumped_rows(self, watch: Watch) -> dict[bytes, Row]:
         rows = {}
         for key, row in self._dump(watch, said=True).items():
             value = self._connections.get(key) if row.state in LIVE else None

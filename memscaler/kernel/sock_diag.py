@@ -8,6 +8,7 @@ Layouts: include/uapi/linux/{netlink,sock_diag,inet_diag}.h.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _ENDS = frozenset({_NLMSG_ERROR, _NLMSG_DONE})
-_NLM_F_REQUEST_DUMP = 0x301
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
 _NLM_F_DUMP_INTR = 0x10
 _HEADER = struct.Struct("=IHHII")
 _INET_DIAG_INFO = 2  # attribute with struct tcp_info (include/uapi/linux/tcp.h); asked for by bit 1 of idiag_ext
@@ -96,6 +97,25 @@ class SockDiag:
         """Listening sockets on this port (0: any)."""
         return self._rows(port, 1 << LISTEN)
 
+    def again(self, row: Row) -> Row | None:
+        """One connection once more, with what was said: 10 us, where a dump walks the whole table of the kernel.
+
+        None if it is not there any more, or cannot be asked for by its ends alone (a link-local address).
+        """
+        v4 = row.local.startswith(_V4_PREFIX)
+        ends = (row.local[12:].ljust(16, b"\0"), row.peer[12:].ljust(16, b"\0")) if v4 else (row.local, row.peer)
+        family = socket.AF_INET if v4 else socket.AF_INET6
+        request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 1 << _INET_DIAG_INFO - 1, 0xFFFFFFFF)
+        request += struct.pack(">HH", row.local_port, row.peer_port) + ends[0] + ends[1]
+        request += struct.pack("=III", 0, row.cookie & 0xFFFFFFFF, row.cookie >> 32)
+        try:
+            rows, _ = self._ask(request, _NLM_F_REQUEST)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return None
+            raise
+        return rows[0] if rows else None
+
     def _rows(self, port: int, states: int, *, said: bool = False) -> list[Row]:
         extensions = 1 << _INET_DIAG_INFO - 1 if said else 0
         return [
@@ -104,8 +124,6 @@ class SockDiag:
 
     def _dump(self, family: int, port: int, states: int, extensions: int) -> list[Row]:
         """One dump, repeated if the kernel says that it was interrupted by changes."""
-        if self._unfinished:
-            self._drain()
         rows: list[Row] = []
         for _ in range(_ATTEMPTS):
             rows, interrupted = self._dump_once(family, port, states, extensions)
@@ -123,11 +141,17 @@ class SockDiag:
         self._unfinished = False
 
     def _dump_once(self, family: int, port: int, states: int, extensions: int) -> tuple[list[Row], bool]:
-        self._sequence = self._sequence + 1 & 0xFFFFFFFF
         request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, extensions, states)
         request += struct.pack(">HH", port, 0) + bytes(16 + 16 + 4) + b"\xff" * 8
+        return self._ask(request, _NLM_F_REQUEST | _NLM_F_DUMP)
+
+    def _ask(self, request: bytes, request_flags: int) -> tuple[list[Row], bool]:
+        """(what is answered, whether changes interrupted it)."""
+        if self._unfinished:
+            self._drain()
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
         size = _HEADER.size + len(request)
-        self._socket.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, self._sequence, 0) + request)
+        self._socket.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, request_flags, self._sequence, 0) + request)
         self._unfinished = True
         rows: list[Row] = []
         interrupted = False
@@ -144,13 +168,16 @@ class SockDiag:
                     if kind == _NLMSG_ERROR:
                         number = -struct.unpack_from("=i", data, position + _HEADER.size)[0]
                         raise OSError(number, "sock_diag")
-                    rows.append(_row(data, position + _HEADER.size, position + length, family))
+                    rows.append(_row(data, position + _HEADER.size, position + length))
+                    if not request_flags & _NLM_F_DUMP:  # one row, and nothing that says it was the last
+                        self._unfinished = False
+                        return rows, interrupted
                 position += length + 3 & ~3
 
 
-def _row(data: bytes, position: int, end: int, family: int) -> Row:
+def _row(data: bytes, position: int, end: int) -> Row:
     """Of struct inet_diag_msg: family, state, timer, retrans, then inet_diag_sockid, five more words, attributes."""
-    state = data[position + 1]
+    family, state = data[position], data[position + 1]
     local_port, peer_port = struct.unpack_from(">HH", data, position + 4)
     local, peer = data[position + 8 : position + 24], data[position + 24 : position + 40]
     if family == socket.AF_INET:

@@ -29,13 +29,18 @@ SECOND_NS = 1_000_000_000
 # A server that keeps a stream open says something now and then ("event: ping", a WebSocket ping). A token in a stream
 # of server-sent events is wrapped in more than 100 bytes of JSON.
 PING_BYTES = 64
+PING_EVERY_NS = 2 * SECOND_NS
+# A WebSocket's pong has 6 to 10 bytes; who says no more than a few of them between two looks asks for nothing.
+PONG_BYTES = 12
+PONG_EVERY_NS = SECOND_NS // 2
+MOST_PONGS = 5
 # Longer than the pauses between the tokens of a stream, and than the period over which NVML averages utilisation.
 SURE_AFTER_NS = SECOND_NS
 
 
 @dataclass(slots=True)
 class _Heard:
-    """Of one connection: when it was met, what had been said at the last look, since when an answer is owed (or 0).
+    """Of one connection: when it was met, what had been said when it was judged, since when an answer is owed (or 0).
 
     mark: what the hook that sees it end has been told.
     """
@@ -44,6 +49,7 @@ class _Heard:
     received: int = 0
     sent: int = 0
     owed_since_ns: int = 0
+    judged_ns: int = 0
     mark: tuple[int, int] | None = None
 
 
@@ -98,23 +104,26 @@ class Traffic:
         heard = self._heard.get(row.cookie)
         if heard is None or row.said is None:
             return True
-        return row.said.received != heard.received or _is_owed(row, row.said)
+        return row.said.received != heard.received or bool(row.unread or row.unsent)
 
     def _is_live(self, row: Row, said: Said, heard: _Heard, now_ns: int) -> bool:
         from_client, from_server = said.received - heard.received, said.sent - heard.sent
         touch_ns = round(self.settings.touch_s * SECOND_NS)
         if not said.received and now_ns - heard.since_ns < SURE_AFTER_NS:
             return True
-        if _is_owed(row, said):
+        waited_ns = now_ns - (heard.judged_ns or heard.since_ns)
+        least = PONG_BYTES * min(MOST_PONGS, 1 + waited_ns // PONG_EVERY_NS) if touch_ns else 1
+        if _is_owed(row, said, asked=from_client >= least):
             heard.owed_since_ns = heard.owed_since_ns or now_ns
             # The bytes are judged with the answer: a touch may be under way just now. A longer wait is work.
             if now_ns - heard.owed_since_ns >= touch_ns or from_client >= self.settings.touch_bytes:
-                self.last_work_ns = self.last_activity_ns = now_ns
+                self.last_work_ns, self.last_activity_ns = now_ns, max(now_ns, self.last_activity_ns)
             return True
         owed_ns = now_ns - heard.owed_since_ns if heard.owed_since_ns else 0
-        heard.received, heard.sent, heard.owed_since_ns = said.received, said.sent, 0
-        if not from_client and from_server < PING_BYTES:
+        heard.received, heard.sent, heard.owed_since_ns, heard.judged_ns = said.received, said.sent, 0, now_ns
+        if from_client < least and from_server < PING_BYTES * max(1, waited_ns / PING_EVERY_NS):
             return False
+        owed_ns = max(owed_ns, said.received_ago_ns - said.sent_ago_ns)
         ago_ns = min(said.received_ago_ns, said.sent_ago_ns) if from_client else said.sent_ago_ns
         at_ns = now_ns - ago_ns
         if not from_client or from_client >= self.settings.touch_bytes or owed_ns >= touch_ns:
@@ -127,8 +136,11 @@ class Traffic:
         return False
 
 
-def _is_owed(row: Row, said: Said) -> bool:
-    """True while the client waits: the server has not read, not answered, or not delivered."""
+def _is_owed(row: Row, said: Said, *, asked: bool) -> bool:
+    """True while the client waits: the server has not read, not answered, or not delivered. asked: it said enough."""
     if row.unread or row.unsent:
         return True
-    return said.received > 0 and said.received_ago_ns < said.sent_ago_ns
+    if not asked:
+        return False
+    # Both ages begin with the connection: its first request may be as old as "the last answer".
+    return not said.sent or said.received_ago_ns < said.sent_ago_ns

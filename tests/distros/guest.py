@@ -29,15 +29,28 @@ SLOWER = 5  # what is waited for may take this many times as long as on a real m
 ENVIRONMENT = {"MEMSCALER_SOAK": "1000", "MEMSCALER_SOAK_KILLS": "2"}  # fewer turns of the tests that take many
 # What depends on the kernel and on bcc. The rest of tests/kernel is about our own code, about time, or about masses.
 TESTS = [
+    *(f"tests/kernel/test_{name}.py" for name in ("layout", "opens_and_closes", "namespaces", "seeding")),
     *(
-        f"tests/kernel/test_{name}.py"
+        f"tests/kernel/test_loader.py::test_{name}"
         for name in (
-            "layout",
-            "loader",
-            "opens_and_closes",
-            "namespaces",
-            "seeding",
-            "data_hook",
+            "everything",
+            "no_cgroup2",
+            "no_btf",
+            "tracefs_gets_mounted",
+            "minimal_capabilities",
+            "no_tracepoint",
+            "broken_program",
+            "holder_killed",
+        )
+    ),
+    *(
+        f"tests/kernel/test_data_hook.py::test_{name}"
+        for name in (
+            "first_byte_rings_once",
+            "acknowledgements_and_window_updates_do_not_ring",
+            "end_of_a_connection_does_not_ring",
+            "silent_connection_is_listened_to",
+            "own_probe_is_nobody",
         )
     ),
     *(f"tests/daemon/test_{name}.py" for name in ("old_kernels",)),
