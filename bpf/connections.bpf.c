@@ -188,7 +188,8 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
     if (!slot)
         return;
     if (is_ignored(index, id->peer)) {
-        if (!by_sockops)
+        known = connections.lookup(id);
+        if (!by_sockops && !known) /* else it is one of our own probes */
             __sync_fetch_and_add(&slot->ignored, 1);
         return;
     }
@@ -201,6 +202,7 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
             return;
         if (known) {
             known->since_ns = connection.since_ns;
+            known->heard = 0;
         } else {
             __sync_fetch_and_add(&slot->overflow, 1);
             slot->last_work_ns = connection.since_ns;
@@ -378,26 +380,26 @@ int passive_open(struct bpf_sock_ops *ops)
     return 1;
 }
 
-/* Incoming packets of every socket. Never drops one: it only listens for data on connections that were silent. */
-int data_arrived(struct __sk_buff *packet)
+/* A packet of a socket that was silent, with so much data, rings. */
+static inline void listen_to(struct __sk_buff *packet, u32 least)
 {
     u8 first = 0, next = IPPROTO_TCP, offset = 0;
     struct slot *slot;
     u32 *index, headers;
-    u64 cookie, now_ns;
+    u64 cookie;
 
     if (!is_any_watch(packet->local_port))
-        return 1;
+        return;
     cookie = bpf_get_socket_cookie(packet);
     index = silent.lookup(&cookie);
     if (!index)
-        return 1;
+        return;
     slot = slots.lookup(index);
     if (!slot)
-        return 1;
+        return;
 #ifndef WITHOUT_RINGBUF
     if (!slot->armed) /* an active connection costs no more than this */
-        return 1;
+        return;
 #endif
     /* The packet begins with the IP header. IPv6 extension headers are rare: such a packet counts as data. */
     bpf_skb_load_bytes(packet, 0, &first, 1);
@@ -408,11 +410,22 @@ int data_arrived(struct __sk_buff *packet)
     }
     bpf_skb_load_bytes(packet, headers + 12, &offset, 1);
     headers += (offset >> 4) * 4;
-    if (next == IPPROTO_TCP && packet->len <= headers) /* a bare acknowledgement, or the end */
-        return 1;
-    now_ns = bpf_ktime_get_ns();
-    if (ring(slot, now_ns))
+    if (next == IPPROTO_TCP && packet->len < headers + least) /* a bare acknowledgement, the end, a ping */
+        return;
+    if (ring(slot, bpf_ktime_get_ns()))
         __sync_fetch_and_add(&slot->data_rings, 1);
+}
+
+/* Incoming and outgoing packets of every socket. Never drop one. Both are attached while a GPU is parked only. */
+int data_arrived(struct __sk_buff *packet)
+{
+    listen_to(packet, 1);
+    return 1;
+}
+
+int data_sent(struct __sk_buff *packet)
+{
+    listen_to(packet, PING_BYTES);
     return 1;
 }
 #endif

@@ -321,6 +321,7 @@ class Loop:
                 # Arming a watch that is shared would make another GPU's ring unheard.
                 if self._doorbell is not None:
                     self._doorbell.silence()
+                self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)  # as of this very step
                 self._wake_who_rang(deaf_only=False)
                 for slot in self._policy.gpus[uuid].watches:
                     self._ledger.counters.arm(slot)
@@ -376,12 +377,18 @@ class Loop:
         mine = [self._policy.gpus[uuid].watches for uuid, gpu in self._state.gpus.items() if gpu.phase in quiet]
         return set().union(*mine)
 
+    def _resting_slots(self) -> set[int]:
+        """The watches of GPUs that wait to be parked."""
+        resting = (Phase.AWAKE, Phase.COOLING)
+        gpus = [uuid for uuid, gpu in self._state.gpus.items() if gpu.phase in resting and not gpu.distrust]
+        return set().union(*[self._policy.gpus[uuid].watches for uuid in gpus])
+
     def _plan_listening(self) -> None:
         """The data hook stays while it is needed; without it we look again now and then."""
         down = self._down_slots()
         if self._ledger.data_hook.attached and not down:
             self._ledger.stop_listening()
-        if not self._listen_due_ns and set(self._ledger.needs_listening()) - down:
+        if not self._listen_due_ns and self._resting_slots() & set(self._ledger.needs_listening()) - down:
             self._listen_due_ns = time.monotonic_ns() + LISTEN_EVERY_NS
 
     # ---- watches --------------------------------------------------------------------------------------------------
@@ -389,6 +396,9 @@ class Loop:
     def _found(self, founds: Sequence[Found]) -> None:
         if self._watching.apply(founds):
             self._follow_watches()
+        for uuid in self._watching.restarted:
+            self._feed(Doubt("a server begins to listen", uuid))
+        self._watching.restarted.clear()
         self._scout.expect_more(wanted=self._watching.expects_more)
 
     def _follow_watches(self) -> None:

@@ -101,14 +101,14 @@ class Scout(threading.Thread):
             happened = self._wait(wanted - now_s)
             if self._to_learn and not self._ending:
                 self._to_learn = False
-                self._learn()
+                self._learn_safely()
             if happened and not self._ending:
                 time.sleep(max(SETTLE_S, looked_s + PAUSE_S - time.monotonic()))
                 due = self._schedule()
             if not self._ending:
                 self._report_look()
                 looked_s = time.monotonic()
-                self._learn()
+                self._learn_safely()
 
     def _schedule(self) -> list[float]:
         """When to look again if more is expected."""
@@ -128,6 +128,12 @@ class Scout(threading.Thread):
         if self._bulletin is not None and self._bulletin.fd in ready:
             self._bulletin.silence()
         return time.monotonic() < end_s
+
+    def _learn_safely(self) -> None:
+        try:
+            self._learn()
+        except Exception as error:  # noqa: BLE001  # nobody could be followed without this thread
+            self._report(LookFailed(f"{type(error).__name__}: {error}"))
 
     def _arm(self) -> None:
         """From now on changes are told."""

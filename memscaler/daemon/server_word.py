@@ -24,14 +24,16 @@ from memscaler.kernel.records import IDENTITY, address
 
 TIMEOUT_S = 0.5
 LEARN_S = 0.2
+MOST_QUESTIONS = 5
 _RESET = struct.pack("ii", 1, 0)
-_MOST_BYTES = 4 * 1024 * 1024
+_MOST_BYTES = 256 * 1024  # parsing more would hold the interpreter for milliseconds, perhaps those of a wake
 # llama.cpp tools/server/README.md, vLLM docs/usage/metrics.md, SGLang docs/references/production_metrics.md
 _GAUGES = re.compile(
     r"^(?:llamacpp:requests_(?:processing|deferred)|vllm:num_requests_(?:running|waiting)"
-    r"|sglang:num_(?:running|queue)_reqs)(?:\{[^}]*\})?\s+(\S+)",
+    r"|sglang:num_(?:running|queue)_reqs)(?:\{[^}\n]*\})?[ \t]+(\S+)",
     re.MULTILINE,
 )
+_SLEEPS = re.compile(r'"is_sleeping"\s*:\s*true')
 TELLING = frozenset({"llama.cpp", "vllm", "sglang"})
 
 
@@ -69,21 +71,22 @@ class ServerWord:
         self._servers_of = servers_of
         self._report = report
         self._telling: frozenset[Server] = frozenset()
-        self._asked_s: dict[Server, float] = {}
+        self._asked: dict[Server, int] = {}
 
     def learn(self, gpus: Iterable[str]) -> None:
         """Find out which servers tell, of those that have not told yet: before anything depends on it.
 
-        Takes LEARN_S and one answer; whoever waits longest is asked first.
+        Takes LEARN_S and one answer; who was asked least is asked first, and nobody for ever: it is in their logs.
         """
-        wanted = {server for gpu in gpus for server in self._servers_of(gpu)} - self._telling
-        self._asked_s = {server: self._asked_s.get(server, 0.0) for server in wanted}
+        servers = {server for gpu in gpus for server in self._servers_of(gpu)}
+        self._asked = {server: self._asked.get(server, 0) for server in servers}
+        wanted = [server for server in servers - self._telling if self._asked[server] < MOST_QUESTIONS]
         end_s = time.monotonic() + LEARN_S
-        for server in sorted(wanted, key=lambda each: self._asked_s[each]):
+        for server in sorted(wanted, key=lambda each: self._asked[each]):
             if time.monotonic() > end_s:
                 return
-            self._asked_s[server] = time.monotonic()
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            self._asked[server] += 1
+            with contextlib.suppress(Exception):  # whatever it answers
                 self._heard(server, self._ask(server))
 
     def working(self, gpu: str) -> str:
@@ -93,8 +96,8 @@ class ServerWord:
                 word = self._ask(server)
             except TimeoutError:
                 return f"{server} does not answer whether it works"
-            except (OSError, http.client.HTTPException):
-                word = None  # it is gone, or speaks something else: nothing to learn
+            except Exception:  # noqa: BLE001  # it is gone, or speaks something else: nothing to learn
+                word = None
             self._heard(server, word)
             if word:
                 return f"{server} works on {word} request{'s' if word > 1 else ''}"
@@ -102,11 +105,15 @@ class ServerWord:
 
     def _heard(self, server: Server, word: int | None) -> None:
         self._telling = self._telling - {server} if word is None else self._telling | {server}
-        self._report(ServerSpoke(server.slot, word is not None))
+        # SGLang counts anew only every 40 tokens: what it says is heard, but its silence proves nothing.
+        self._report(ServerSpoke(server.slot, word is not None and server.kind != "sglang"))
 
     def _ask(self, server: Server) -> int | None:
         """Requests under way or waiting; None if it does not tell."""
         end_s = time.monotonic() + TIMEOUT_S
+        # A llama.cpp server that sleeps (--sleep-idle-seconds) wakes for /metrics and /slots, but not for /props.
+        if server.kind == "llama.cpp" and _SLEEPS.search(self._get(server, "/props", end_s)):
+            return 0
         text = self._get(server, "/metrics", end_s)
         gauges = _GAUGES.findall(text)
         if gauges:
@@ -114,7 +121,8 @@ class ServerWord:
                 return round(sum(map(float, gauges)))
         if server.kind != "llama.cpp":
             return None
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # /metrics is off, /slots is on by default
+        # /metrics is off; /slots is on by default
+        with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
             slots = json.loads(self._get(server, "/slots", end_s))
             return sum(bool(slot["is_processing"]) for slot in slots) if slots else None
         return None

@@ -6,6 +6,7 @@ named for it awake: what nobody hears must not find them parked. It has a slot b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 
 PARKED_LOOK_NS = 60 * SECOND_NS
 PARKED_LOOK_LOSSY_NS = SECOND_NS  # where only the tracepoint sees opens
+
+NEW_FOR_S = 60.0
 
 Place = tuple[int, int]  # inode of the network namespace, port
 
@@ -57,8 +60,12 @@ class Watching:
         self._watched: dict[Place, Watched] = {}
         self._waiting: dict[Spec, str] = {}  # the operator's watches that are not counted -> why
         self._refused: dict[Place, str] = {}
+        self._refused_gpus: dict[Place, tuple[str, ...]] = {}
+        self._new_until_s = 0.0
         self._to_ask: Mapping[str, tuple[Server, ...]] = {}
         self._own = own_netns()
+        self.restarted: set[str] = set()
+        """The GPUs whose servers began to listen anew, until somebody has taken notice."""
         self.expects_more = False
         """True if a server's GPUs are not known yet, or a watch is to end as soon as its connections have."""
 
@@ -97,8 +104,9 @@ class Watching:
         for each in self._watched.values():
             for uuid in each.gpus:
                 slots[uuid].add(each.watch.slot)
-        for number, spec in enumerate(self._waiting):
-            for uuid in self._named.get(spec, ()):
+        unheard = [self._named.get(spec, ()) for spec in self._waiting] + list(self._refused_gpus.values())
+        for number, gpus in enumerate(unheard):
+            for uuid in gpus:
                 slots[uuid].add(-1 - number)
         look_ns = PARKED_LOOK_NS if self._ledger.attachment.sees_every_open else PARKED_LOOK_LOSSY_NS
         return Policy({uuid: self._policy_of(uuid, frozenset(slots[uuid])) for uuid in slots}, parked_look_ns=look_ns)
@@ -119,7 +127,8 @@ class Watching:
     def apply(self, founds: Iterable[Found]) -> bool:
         """Watch what was found and nothing else. True if a GPU's watches are others than before."""
         founds = tuple(founds)
-        before = self._drives(), dict(self._waiting)
+        before = self._drives(), dict(self._waiting), self._refused_gpus
+        self._refused_gpus = {}
         wanted = {(found.netns_inode, found.port): found for found in founds if found.attach}
         self._waiting = {found.watch: found.problem for found in founds if found.watch and not found.attach}
         # A server that has closed its listener may still answer; a namespace that has lost its name still has sockets.
@@ -127,6 +136,9 @@ class Watching:
         for place in self._watched.keys() - wanted.keys() - lingering:
             self._end(place)
         for place, found in wanted.items():
+            settings = self._settings.watch_settings(found.watch)
+            if place in self._watched and self._watched[place].watch.settings != settings:
+                self._end(place)  # the operator has something else to say about it than was known when it was found
             if place in self._watched:
                 self._update(self._watched[place], found)
             else:
@@ -134,9 +146,10 @@ class Watching:
         self._say_waiting(before[1])
         unknown = any(found.pids and found.problem == NO_CONTEXT for found in founds)
         missing = wanted.keys() - self._watched.keys()  # refused; perhaps for want of a free slot
-        self.expects_more = unknown or bool(lingering) or bool(missing)
+        # A server may take another GPU a moment after its first.
+        self.expects_more = unknown or bool(lingering) or bool(missing) or time.monotonic() < self._new_until_s
         self._to_ask = {uuid: tuple(self._tellers(uuid)) for uuid in self._governed}
-        return before != (self._drives(), dict(self._waiting))
+        return before != (self._drives(), dict(self._waiting), self._refused_gpus)
 
     def _drives(self) -> dict[Place, tuple[int, tuple[str, ...]]]:
         return {place: (each.watch.slot, each.gpus) for place, each in self._watched.items()}
@@ -158,6 +171,8 @@ class Watching:
             return
         self._refused.pop(place, None)
         self._watched[place] = Watched(watch, found, self._gpus(found))
+        if found.watch not in self._named:
+            self._new_until_s = time.monotonic() + NEW_FOR_S
         self._say("watch.started", self._watched[place])
         if watch.deaf:
             log.warning("watch.without_silence", port=found.port, scope=found.scope, reason=watch.deaf)
@@ -167,11 +182,17 @@ class Watching:
         self._ledger.unwatch(self._watched.pop(place).watch.slot)
 
     def _update(self, watched: Watched, found: Found) -> None:
-        before, watched.gpus, watched.found = watched.gpus, self._gpus(found), found
+        old, before = watched.found, watched.gpus
+        watched.gpus, watched.found = self._gpus(found), found
         if watched.gpus != before:
             self._say("watch.changed", watched)
+        if found.addresses and (not old.addresses or (old.pids and found.pids and not {*old.pids} & {*found.pids})):
+            self._say("server.started", watched)  # it is about to load its model
+            watched.watch.began_ns = time.monotonic_ns()
+            self.restarted |= set(watched.gpus)
 
     def _refuse(self, place: Place, found: Found, reason: str) -> None:
+        self._refused_gpus[place] = self._gpus(found)
         if found.watch is not None:
             self._waiting[found.watch] = reason
         elif self._refused.get(place) != reason:

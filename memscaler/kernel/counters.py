@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import threading
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -110,6 +111,7 @@ class PolledCounters:
 
     def __init__(self, fd: int) -> None:
         self._slots = HashMap(fd, 4, SLOT_WORDS * 8)
+        self._lock = threading.Lock()  # the loop and the scout
         self._armed: dict[int, int] = {}  # slot -> rings at the arming
 
     def read(self, slot: int) -> Slot:
@@ -117,7 +119,8 @@ class PolledCounters:
         return replace(found, closed=closed, armed=int(self._armed.get(slot) == found.rings))
 
     def _read(self, slot: int) -> Slot:
-        value = self._slots.get(struct.pack("=I", slot)) or bytes(SLOT_WORDS * 8)
+        with self._lock:
+            value = self._slots.get(struct.pack("=I", slot)) or bytes(SLOT_WORDS * 8)
         return Slot(*struct.unpack(f"={SLOT_WORDS}Q", value))
 
     def is_armed(self, slot: int) -> bool:
@@ -127,12 +130,14 @@ class PolledCounters:
         self._armed[slot] = self._read(slot).rings
 
     def clear(self, slot: int) -> None:
-        self._slots.put(struct.pack("=I", slot), bytes(SLOT_WORDS * 8))
+        with self._lock:
+            self._slots.put(struct.pack("=I", slot), bytes(SLOT_WORDS * 8))
 
     def set_touch(self, slot: int, within_ns: int, below_bytes: int) -> None:
         words = [0] * SLOT_WORDS
         words[_TOUCH_NS], words[_TOUCH_BYTES] = within_ns, below_bytes
-        self._slots.put(struct.pack("=I", slot), struct.pack(f"={SLOT_WORDS}Q", *words))
+        with self._lock:
+            self._slots.put(struct.pack("=I", slot), struct.pack(f"={SLOT_WORDS}Q", *words))
 
     def close(self) -> None:
         """The map is the attachment's."""

@@ -1,8 +1,11 @@
 """The third hook: rings for the first byte on a connection that was open and silent when its GPU parked.
 
-It filters incoming packets at the root of cgroup v2, which the kernel never skips, unlike a tracepoint; lets everything
-pass; and is attached only while it is needed, because every socket of the machine pays for it (bench/bpf_cost.py).
-Attaching and detaching take 0.1 ms each; detaching a tracepoint such as tcp:tcp_probe takes 70-90 ms.
+It filters packets at the root of cgroup v2, which the kernel never skips, unlike a tracepoint. It lets everything pass,
+and is attached only while it is needed, because every socket of the machine pays for it (bench/bpf_cost.py). Attaching
+and detaching take 0.1 ms each; detaching a tracepoint such as tcp:tcp_probe takes 70-90 ms.
+
+Both directions: what the client says, and what the server sends. An answer that pauses may look like one that is over;
+its next token wakes the GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from memscaler.kernel.bpf import HashMap, link_create
 
-_CGROUP_INET_INGRESS = 0
+_CGROUP_INET_INGRESS, _CGROUP_INET_EGRESS = 0, 1
 _COOKIE, _SLOT = struct.Struct("=Q"), struct.Struct("=I")
 
 
@@ -22,26 +25,34 @@ class DataHook:
 
     def __init__(self, fds: Mapping[str, int]) -> None:
         """fds: as handed over by the loader."""
-        self._program, self._cgroup = fds.get("data_program", -1), fds.get("cgroup", -1)
+        self._programs = {
+            _CGROUP_INET_INGRESS: fds.get("data_program", -1),
+            _CGROUP_INET_EGRESS: fds.get("sent_program", -1),
+        }
+        self._cgroup = fds.get("cgroup", -1)
         self._silent = HashMap(fds["silent"], _COOKIE.size, _SLOT.size)
         self._known: dict[int, set[int]] = {}  # slot -> cookies
-        self._link = -1
+        self._links: list[int] = []
 
     @property
     def attached(self) -> bool:
         """True while packets are looked at."""
-        return self._link >= 0
+        return bool(self._links)
 
     def attach(self) -> None:
         """Begin to look at packets. Idempotent. Raise OSError where the kernel has no such hook."""
         if not self.attached:
-            self._link = link_create(self._program, self._cgroup, _CGROUP_INET_INGRESS)
+            try:
+                for attach_type, program in self._programs.items():
+                    self._links.append(link_create(program, self._cgroup, attach_type))
+            except OSError:
+                self.detach()
+                raise
 
     def detach(self) -> None:
         """Packets are no concern of ours any more. Idempotent."""
-        if self.attached:
-            os.close(self._link)
-            self._link = -1
+        while self._links:
+            os.close(self._links.pop())
 
     def listen_to(self, slot: int, cookies: Iterable[int]) -> None:
         """Data on these sockets, and on no others, rings for this slot if it is armed.

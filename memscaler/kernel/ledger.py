@@ -62,6 +62,7 @@ class Watch:
     settings: WatchSettings = PLAIN
     traffic: Traffic | None = None
     deaf: str = ""
+    began_ns: int = 0  # the watch, or the server that listens there now
     seeded: int = 0
     healed: int = 0
     healed_ns: int = 0
@@ -124,7 +125,7 @@ class Ledger:
         if any((watch.netns, watch.port) == (netns, port) for watch in self.watches.values()):
             raise ConfigError(f"port {port} is watched twice in one network namespace")
         slot = self._free_slot()
-        watch = Watch(slot, port, diag, netns, settings)
+        watch = Watch(slot, port, diag, netns, settings, began_ns=time.monotonic_ns())
         if settings.quiet is Quiet.NO_TRAFFIC:
             if self.attachment.hears_data:
                 watch.traffic = Traffic(settings)
@@ -132,17 +133,28 @@ class Ledger:
                 watch.deaf = "the kernel cannot ring for data on open connections"
         self.counters.clear(slot)
         self.counters.set_touch(slot, round(settings.touch_s * _SECOND_NS), settings.touch_bytes)
-        for key in self._ignore_keys(watch):
-            self._ignore.put(key, SLOT.pack(1))
         self.watches[slot] = watch
-        self._watches.put(WATCH_KEY.pack(netns, port, 0), SLOT.pack(slot))
-        self._let_through(port, passes=True)
-        self.reconcile(watch)
+        try:
+            for key in self._ignore_keys(watch):
+                self._ignore.put(key, SLOT.pack(1))
+            self._watches.put(WATCH_KEY.pack(netns, port, 0), SLOT.pack(slot))
+            self._let_through(port, passes=True)
+            self.reconcile(watch)
+        except BaseException:
+            self._forget(watch)
+            raise
         return watch
 
     def unwatch(self, slot: int) -> None:
         """Count no more. Its `diag` is closed unless another watch uses it."""
-        watch = self.watches.pop(slot)
+        watch = self.watches[slot]
+        self._forget(watch)
+        if all(other.diag is not watch.diag for other in self.watches.values()):
+            watch.diag.close()
+
+    def _forget(self, watch: Watch) -> None:
+        slot = watch.slot
+        del self.watches[slot]
         self._watches.delete(WATCH_KEY.pack(watch.netns, watch.port, 0))
         if all(other.port != watch.port for other in self.watches.values()):
             self._let_through(watch.port, passes=False)
@@ -151,8 +163,6 @@ class Ledger:
         self.data_hook.listen_to(slot, ())
         self._purge(slot)
         self._freed_ns[slot] = time.monotonic_ns()
-        if all(other.diag is not watch.diag for other in self.watches.values()):
-            watch.diag.close()
 
     def _free_slot(self) -> int:
         """One that was never used, else the one that has been free for longest."""
@@ -193,7 +203,8 @@ class Ledger:
         open_now = slot.opened + watch.seeded - slot.closed - watch.healed + watch.uncounted
         # Whatever ended since that look is taken for one of the silent ones: the error is always "live".
         silent = max(0, watch.silent - (slot.closed + watch.healed - watch.gone))
-        activity_ns, work_ns = max(slot.last_activity_ns, slot.rang_ns), max(slot.last_work_ns, watch.healed_ns)
+        activity_ns = max(slot.last_activity_ns, slot.rang_ns)
+        work_ns = max(slot.last_work_ns, watch.healed_ns, watch.began_ns)
         if watch.traffic is not None:
             activity_ns = max(activity_ns, watch.traffic.last_activity_ns)
             work_ns = max(work_ns, watch.traffic.last_work_ns)
@@ -218,7 +229,8 @@ class Ledger:
 
     def needs_listening(self) -> list[int]:
         """The watches on whose open connections something may be said without anybody's hearing of it."""
-        return [slot for slot, watch in self.watches.items() if watch.traffic and self.open_connections(watch) > 0]
+        able = [watch for watch in self.watches.values() if watch.traffic]
+        return [watch.slot for watch in able if 0 < self.open_connections(watch) <= MOST_LISTENED]
 
     def listen_in(self, slots: Iterable[int]) -> None:
         """Look what was said on the open connections of these watches since the last look."""
@@ -233,11 +245,12 @@ class Ledger:
         for watch in self._listened(slots):
             if self._look(watch):
                 continue
+            cookies = [row.cookie for row in self._rows(watch).values()]
             try:
                 self.data_hook.attach()
-                self.data_hook.listen_to(watch.slot, (row.cookie for row in self._rows(watch).values()))
-            except OSError as error:
-                watch.deaf, watch.traffic, watch.silent = f"the data hook: {error}", None, 0
+                self.data_hook.listen_to(watch.slot, cookies)
+            except OSError as error:  # they are live then; the next park tries again
+                watch.deaf, watch.silent = f"the data hook: {error}", 0
                 continue
             self.check_silence([watch.slot])
 

@@ -285,7 +285,9 @@ def compile_and_attach(bpf_class: Any, bpf_dir: str, options: dict[str, Any], va
         fds["sockops_program"] = program.fd
         fds["sockops"] = link(program.fd, fds["cgroup"], BPF_CGROUP_SOCK_OPS)
         with contextlib.suppress(Exception):  # lost_abilities tells what it costs
-            fds["data_program"] = bpf.load_func(b"data_arrived", BPF_PROG_TYPE_CGROUP_SKB).fd
+            arrived = bpf.load_func(b"data_arrived", BPF_PROG_TYPE_CGROUP_SKB).fd
+            sent = bpf.load_func(b"data_sent", BPF_PROG_TYPE_CGROUP_SKB).fd
+            fds |= {"data_program": arrived, "sent_program": sent}
     return fds
 
 

@@ -57,5 +57,7 @@ class OwnProbes:
         with self._lock:
             now_s = time.monotonic()
             for identity in [known for known, until_s in self._until_s.items() if until_s <= now_s]:
-                self._connections.delete(identity)
+                value = self._connections.get(identity)
+                if value is not None and CONNECTION.unpack(value)[1] == NO_WATCH:  # else it is a client's by now
+                    self._connections.delete(identity)
                 del self._until_s[identity]

@@ -11,10 +11,10 @@ Two looks at a connection (sock_diag's tcp_info) tell what came in between:
     nothing, or a few bytes from the server alone         silent
 
 An answer that has just begun looks like one that is over. Unless the server says itself, before each park, that it has
-nothing to do, a touch on an open connection is over only after a second of silence.
+nothing to do, a touch on an open connection is over only after some seconds of silence.
 
 The kernel's times have the grain of its ticks (1-10 ms). Where both ends spoke in the same tick nobody can tell who was
-last, and the connection counts as answered: a server that works on a request is also seen by the GPU's utilisation.
+last: it counts as answered, and as work unless the server is asked before each park.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ PING_EVERY_NS = 2 * SECOND_NS
 PONG_BYTES = 12
 PONG_EVERY_NS = SECOND_NS // 2
 MOST_PONGS = 5
-# Longer than the pauses between the tokens of a stream, and than the period over which NVML averages utilisation.
-SURE_AFTER_NS = SECOND_NS
+# Longer than most pauses between the tokens of a stream, and than the period over which NVML averages utilisation.
+SURE_AFTER_NS = 5 * SECOND_NS
+GREETING_NS = SECOND_NS  # who has connected is about to speak
 
 
 @dataclass(slots=True)
@@ -104,12 +105,13 @@ class Traffic:
         heard = self._heard.get(row.cookie)
         if heard is None or row.said is None:
             return True
-        return row.said.received != heard.received or bool(row.unread or row.unsent)
+        answered = row.said.sent - heard.sent >= PING_BYTES
+        return answered or row.said.received != heard.received or bool(row.unread or row.unsent)
 
     def _is_live(self, row: Row, said: Said, heard: _Heard, now_ns: int) -> bool:
         from_client, from_server = said.received - heard.received, said.sent - heard.sent
         touch_ns = round(self.settings.touch_s * SECOND_NS)
-        if not said.received and now_ns - heard.since_ns < SURE_AFTER_NS:
+        if not said.received and now_ns - heard.since_ns < GREETING_NS:
             return True
         waited_ns = now_ns - (heard.judged_ns or heard.since_ns)
         least = PONG_BYTES * min(MOST_PONGS, 1 + waited_ns // PONG_EVERY_NS) if touch_ns else 1
@@ -126,7 +128,9 @@ class Traffic:
         owed_ns = max(owed_ns, said.received_ago_ns - said.sent_ago_ns)
         ago_ns = min(said.received_ago_ns, said.sent_ago_ns) if from_client else said.sent_ago_ns
         at_ns = now_ns - ago_ns
-        if not from_client or from_client >= self.settings.touch_bytes or owed_ns >= touch_ns:
+        # In the same tick: the answer to this, or this after another answer? Only the server knows.
+        tied = said.received_ago_ns == said.sent_ago_ns and not self.server_tells
+        if tied or not from_client or from_client >= self.settings.touch_bytes or owed_ns >= touch_ns:
             self.last_work_ns = max(self.last_work_ns, at_ns)
         else:
             self.touches += 1

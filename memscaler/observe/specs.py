@@ -122,7 +122,12 @@ SPECS = (
     ),
     # ---- the kernel side
     Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),
-    Spec("memscaler_bpf_hook_attached", Kind.GAUGE, "1: this hook sees connections.", ("hook",)),
+    Spec(
+        "memscaler_bpf_hook_attached",
+        Kind.GAUGE,
+        "1: this hook is attached; data only while a GPU is parked beside an open connection.",
+        ("hook",),
+    ),
     Spec(
         "memscaler_bpf_recursion_misses_total",
         Kind.COUNTER,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memscaler.core.watch import WatchSettings
 from memscaler.kernel.sock_diag import ESTABLISHED, Row, Said, SockDiag
-from memscaler.kernel.traffic import PING_BYTES, SURE_AFTER_NS, Traffic
+from memscaler.kernel.traffic import GREETING_NS, PING_BYTES, SURE_AFTER_NS, Traffic
 from tests.kernel.worlds import assert_eventually, connected, listener, namespace
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -81,7 +81,7 @@ def test_new_connection_is_live_for_a_second(traffic):
     """Nobody connects without a reason; who then says nothing for a second is silent, and neither touch nor work."""
     talk = Talk()
     assert talk.look(traffic).live == 1
-    assert talk.wait(SURE_AFTER_NS - MS).look(traffic).live == 1
+    assert talk.wait(GREETING_NS - MS).look(traffic).live == 1
     verdict = talk.wait(MS).look(traffic)
     assert (verdict.live, verdict.silent) == (0, {1})
     assert (traffic.touches, traffic.last_work_ns) == (0, 0)
@@ -223,7 +223,8 @@ def test_has_spoken(traffic, talk):
     """What makes a park undone: a word of the client since the last look, or a connection that is not known."""
     answered(traffic, talk)
     assert not traffic.has_spoken([talk.wait(60 * SECOND).row()])
-    assert not traffic.has_spoken([talk.server(10_000).wait(SECOND).row()])
+    assert not traffic.has_spoken([talk.server(PING_BYTES - 1).wait(SECOND).row()])
+    assert traffic.has_spoken([talk.server(1).wait(SECOND).row()])  # it goes on answering
     assert traffic.has_spoken([Talk(2).row()])
     assert traffic.has_spoken([talk.client(1).server(1).row()])  # answered already: the hook did not ring
     assert not traffic.has_spoken([])
@@ -460,6 +461,7 @@ def test_judgement_of_a_real_conversation(diag, ends):
     assert abs(traffic.last_work_ns - ended) < 50 * MS
     assert traffic.touches == 0
     time.sleep(0.05)
+    traffic.server_tells = True  # else what is answered within a tick is work
     client.sendall(b"q" * 300)
     assert len(server.recv(4096)) == 300
     server.sendall(b"a" * 100)
