@@ -37,8 +37,10 @@ class Server:
 
     def __init__(self, name: str, port: int = 0, netns: str = "", address: str = "127.0.0.1") -> None:
         enter = [] if not netns else ["nsenter", f"--net={netns}"]
-        command = f'exec -a "{name}" {sys.executable} -c "$0" {port} {address}'
-        self.process = subprocess.Popen([*enter, "bash", "-c", command, SERVER], stdout=subprocess.PIPE, text=True)
+        script = f'exec -a "{name}" {sys.executable} -c "$0" {port} {address}'
+        environment = {**os.environ, "PYTHONHOME": sys.base_prefix}  # which it cannot find by such a name
+        command = [*enter, "bash", "-c", script, SERVER]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.pid = self.process.pid
