@@ -99,7 +99,7 @@ class Settings:
         "60s", values.duration_s(0.1), per_gpu=True, help="Quiet time after which a GPU is parked."
     )
     min_dwell_s: float = option(
-        "500ms", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."
+        "250ms", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."
     )
     lever: str = option("auto", values.choice(*LEVERS), per_gpu=True, help=f"How a GPU is parked: {', '.join(LEVERS)}.")
     quiet: Quiet = option(

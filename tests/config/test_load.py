@@ -57,7 +57,7 @@ def test_the_defaults():
     """Without anything given, every setting has its default and says so."""
     settings = load({}, {})
     assert settings.idle_after_s == 60
-    assert settings.min_dwell_s == 0.5
+    assert settings.min_dwell_s == 0.25
     assert settings.metrics == Address("127.0.0.1", 9823)
     assert settings.runtime_dir == Path("/run/memscaler")
     assert (settings.watches, settings.simulate, settings.loader_python) == ((), (), None)
@@ -72,7 +72,7 @@ def test_a_whole_file(config, tmp_path):
     assert settings.metrics is None
     assert settings.simulate == ("a40", "p40")
     assert settings.watches == (Watch(8080, ("gpu0", "0000:3b:00.0")), Watch(8081))
-    assert settings.gpus == {"GPU-8f3a": GpuSettings("pstate", 5, 0.5), "gpu1": GpuSettings("auto", 90, 0.25)}
+    assert settings.gpus == {"GPU-8f3a": GpuSettings("pstate", 5, 0.25), "gpu1": GpuSettings("auto", 90, 0.25)}
     assert settings.origins["idle_after"] == f"{tmp_path}/config.toml:2"
     assert settings.origins["gpu.GPU-8f3a.lever"] == f"{tmp_path}/config.toml:15"
     assert settings.origins["log_level"] == "default"

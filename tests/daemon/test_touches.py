@@ -19,6 +19,7 @@ import time
 import pytest
 
 from demo import model
+from memscaler.config.schema import BY_KEY
 from tests.daemon import servers
 from tests.daemon.timeline import Timeline, now_ns
 from tests.governor import eventually, governing, listener, port_of
@@ -128,7 +129,8 @@ def test_prometheus_and_a_poller_leave_the_gpu_parked(tmp_path, tiny_model, reco
         kept.enter_context(Poller(server.port))
         time.sleep(3)
         ports = ["--port", f"{server.port}:gpu0", "--idle-after", "3s"]
-        governor = kept.enter_context(governing(tmp_path, "a40", *ports, by_connections=False))
+        default = {"MEMSCALER_MIN_DWELL": BY_KEY["min_dwell"].default}
+        governor = kept.enter_context(governing(tmp_path, "a40", *ports, by_connections=False, env=default))
         timeline = Timeline(governor.driver)
         timeline.wait_parked(30)
         time.sleep(1)
