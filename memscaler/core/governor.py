@@ -57,6 +57,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from memscaler.core.model import (
+    SECOND_NS,
     Action,
     Alarm,
     Arm,
@@ -94,6 +95,9 @@ PUBLIC = {
 
 CONNECTION, LEDGER = "connection", "ledger"  # reasons of a wake: a client, heard of by its ring or found by a survey
 DOWN = frozenset({Phase.PARKING, Phase.PARKED})
+# Silence after which an answer counts as over if nobody can say so: longer than most pauses between the tokens of a
+# stream, and than the period over which NVML averages utilisation.
+UNSURE_NS = 5 * SECOND_NS
 PATIENCE = 3  # failed wakes in a row after which a GPU is not parked again
 MAX_DOUBLINGS = 5  # of wake_retry_ns
 
@@ -315,8 +319,11 @@ class _Governed:
     def ready_ns(self, readings: Mapping[int, Reading]) -> int:
         """The earliest time at which this GPU may park."""
         dwelt = 0 if self.gpu.parked_at_ns is None else self.gpu.parked_at_ns + self.mine.min_dwell_ns
-        touched = max(readings[slot].last_touch_ns for slot in self.mine.watches) + self.mine.touch_cooldown_ns
-        return max([self.quiet_since_ns(readings) + self.mine.idle_after_ns, touched, dwelt, *self.gpu.holds.values()])
+        mine = [readings[slot] for slot in self.mine.watches]
+        touched = max(reading.last_touch_ns for reading in mine) + self.mine.touch_cooldown_ns
+        unsure = max(reading.last_unsure_ns for reading in mine) + min(UNSURE_NS, self.mine.idle_after_ns)
+        idle = self.quiet_since_ns(readings) + self.mine.idle_after_ns
+        return max([idle, touched, unsure, dwelt, *self.gpu.holds.values()])
 
     def look_again_ns(self) -> int:
         """When to look at live connections again: soon at first, they may turn out to have been a touch."""

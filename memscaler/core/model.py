@@ -40,13 +40,15 @@ class Phase(StrEnum):
 class Reading:
     """What one watch's counters say: connections at work, the end of the last work, its doorbell, the last touch.
 
-    A touch is what a client did that was too little to be work: a health check, a scrape.
+    A touch is what a client did that was too little to be work: a health check, a scrape. unsure: of touches that may
+    turn out to be work after all, because their answer may have just begun, the last.
     """
 
     live: int
     last_activity_ns: int
     armed: bool = False
     last_touch_ns: int = 0
+    last_unsure_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

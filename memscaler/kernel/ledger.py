@@ -210,7 +210,8 @@ class Ledger:
             work_ns = max(work_ns, watch.traffic.last_work_ns)
         if not watch.settings.touch_s:
             work_ns = max(work_ns, activity_ns)
-        return Reading(max(0, open_now - silent), work_ns, slot.armed == 1, activity_ns)
+        unsure_ns = 0 if watch.traffic is None else watch.traffic.last_unsure_ns
+        return Reading(max(0, open_now - silent), work_ns, slot.armed == 1, activity_ns, unsure_ns)
 
     def open_connections(self, watch: Watch) -> int:
         """Whether at work or silent."""

@@ -34,8 +34,6 @@ PING_EVERY_NS = 2 * SECOND_NS
 PONG_BYTES = 12
 PONG_EVERY_NS = SECOND_NS // 2
 MOST_PONGS = 5
-# Longer than most pauses between the tokens of a stream, and than the period over which NVML averages utilisation.
-SURE_AFTER_NS = 5 * SECOND_NS
 GREETING_NS = SECOND_NS  # who has connected is about to speak
 
 
@@ -77,6 +75,7 @@ class Traffic:
     settings: WatchSettings
     last_activity_ns: int = 0
     last_work_ns: int = 0
+    last_unsure_ns: int = 0
     touches: int = 0
     server_tells: bool = False
     _heard: dict[int, _Heard] = field(default_factory=dict)
@@ -134,8 +133,8 @@ class Traffic:
             self.last_work_ns = max(self.last_work_ns, at_ns)
         else:
             self.touches += 1
-            sure_ns = 0 if self.server_tells else SURE_AFTER_NS - round(self.settings.touch_cooldown_s * SECOND_NS)
-            at_ns += max(0, sure_ns)
+            if not self.server_tells:
+                self.last_unsure_ns = max(self.last_unsure_ns, at_ns)
         self.last_activity_ns = max(self.last_activity_ns, at_ns)
         return False
 

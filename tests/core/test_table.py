@@ -146,3 +146,14 @@ def test_errors_carry_their_hint() -> None:
     assert errors.GpuPermission("refused", code=4).hint == "run as root, or grant CAP_SYS_ADMIN"
     assert errors.GpuError("no", code=3, hint="wait").hint == "wait"
     assert errors.GpuError("no", code=3).code == 3
+
+
+@pytest.mark.parametrize(("idle_after_ns", "waits_ns"), [(3 * governor.UNSURE_NS, governor.UNSURE_NS), (50, 50)])
+def test_an_answer_that_may_go_on_is_waited_for(idle_after_ns: int, waits_ns: int) -> None:
+    """A touch that may have been the beginning of an answer: silence for a while, but never longer than after work."""
+    policy = Policy({"g": GpuPolicy(frozenset({0}), idle_after_ns=idle_after_ns, touch_cooldown_ns=5)})
+    now_ns = 10**12
+    seen = Counters({0: Reading(0, 0, armed=False, last_touch_ns=now_ns, last_unsure_ns=now_ns)})
+    state = GovernorState({"g": GpuState(phase=Phase.AWAKE)}, 10**15, 0)
+    answer = step(state, seen, now_ns, policy)
+    assert (answer.state.gpus["g"].phase, answer.state.gpus["g"].due_ns) == (Phase.COOLING, now_ns + waits_ns)

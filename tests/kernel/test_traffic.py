@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memscaler.core.watch import WatchSettings
 from memscaler.kernel.sock_diag import ESTABLISHED, Row, Said, SockDiag
-from memscaler.kernel.traffic import GREETING_NS, PING_BYTES, SURE_AFTER_NS, Traffic
+from memscaler.kernel.traffic import GREETING_NS, PING_BYTES, Traffic
 from tests.kernel.worlds import assert_eventually, connected, listener, namespace
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -106,12 +106,11 @@ def test_bytes_that_wait_are_owed(traffic, talk, what):
 
 
 def test_small_request_soon_answered_is_a_touch(traffic, talk):
-    """It counts as activity, until a second after the answer, but not as work."""
+    """It counts as activity, but not as work; that its answer is over is not sure."""
     verdict = answered(traffic, talk)
     assert verdict.silent == {1}
     assert (traffic.touches, traffic.last_work_ns) == (1, 0)
-    cooldown = round(SETTINGS.touch_cooldown_s * SECOND)
-    assert traffic.last_activity_ns + cooldown == talk.now + SURE_AFTER_NS
+    assert traffic.last_activity_ns == traffic.last_unsure_ns == talk.now
 
 
 def test_touch_is_over_at_once_if_the_server_tells(traffic, talk):
@@ -283,13 +282,14 @@ def test_live_or_silent_never_both_never_neither(steps, settings, tells):
 
 @given(STEPS, POLICIES, st.booleans())
 def test_times_only_grow(steps, settings, tells):
-    """And work is activity; nothing lies in the future but the second in which a touch may turn out to be none."""
+    """And work is activity; nothing lies in the future, and nothing is unsure if the server tells."""
     before = 0, 0, 0
     for traffic, talk, _, _ in replay(steps, settings, tells):
         now = traffic.last_work_ns, traffic.last_activity_ns, traffic.touches
         assert all(new >= old for new, old in zip(now, before, strict=True))
         assert now[0] <= talk.now
-        assert now[1] <= talk.now + (0 if tells else SURE_AFTER_NS)
+        assert now[1] <= talk.now
+        assert traffic.last_unsure_ns <= (0 if tells else talk.now)
         before = now
 
 
