@@ -289,7 +289,7 @@ def test_holder_killed(number):
     )
     with probe:
         programs = json.loads(probe.stdout.readline())
-        assert set(programs) == {"tracepoint_program", "sockops_program", "data_program"}
+        assert set(programs) == {"tracepoint_program", "sockops_program", "data_program", "sent_program"}
         assert all(program_exists(each) for each in programs.values())
         assert programs["sockops_program"] in sockops_programs()
         probe.send_signal(number)
