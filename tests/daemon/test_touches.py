@@ -154,7 +154,7 @@ def test_prometheus_and_a_poller_leave_the_gpu_parked(tmp_path, tiny_model, reco
         record_property("figures", figures)
         assert len(timeline.wakes(begin_ns)) >= SCRAPED_S / 2  # they were there
         assert min(awake) < 150 * MS
-        if os.getloadavg()[0] < 1.5 * (os.cpu_count() or 1):  # else what it takes is the other work's doing
+        if os.getloadavg()[0] < (os.cpu_count() or 1):  # else what it takes is the other work's doing
             assert share > 0.9
         for parked_ms, _ in completions:
             assert parked_ms < 200
