@@ -25,6 +25,7 @@ from memscaler.kernel.records import IDENTITY, address
 TIMEOUT_S = 0.5
 LEARN_S = 0.2
 MOST_QUESTIONS = 5
+AWAKE_S = 10.0
 _RESET = struct.pack("ii", 1, 0)
 _MOST_BYTES = 256 * 1024  # parsing more would hold the interpreter for milliseconds, perhaps those of a wake
 # llama.cpp tools/server/README.md, vLLM docs/usage/metrics.md, SGLang docs/references/production_metrics.md
@@ -72,6 +73,7 @@ class ServerWord:
         self._report = report
         self._telling: frozenset[Server] = frozenset()
         self._asked: dict[Server, int] = {}
+        self._awake_until_s: dict[Server, float] = {}
 
     def learn(self, gpus: Iterable[str]) -> None:
         """Find out which servers tell, of those that have not told yet: before anything depends on it.
@@ -112,8 +114,11 @@ class ServerWord:
         """Requests under way or waiting; None if it does not tell."""
         end_s = time.monotonic() + TIMEOUT_S
         # A llama.cpp server that sleeps (--sleep-idle-seconds) wakes for /metrics and /slots, but not for /props.
-        if server.kind == "llama.cpp" and _SLEEPS.search(self._get(server, "/props", end_s)):
-            return 0
+        # It does not fall asleep within seconds, and each question keeps its GPU awake for milliseconds.
+        if server.kind == "llama.cpp" and time.monotonic() > self._awake_until_s.get(server, 0.0):
+            if _SLEEPS.search(self._get(server, "/props", end_s)):
+                return 0
+            self._awake_until_s[server] = time.monotonic() + AWAKE_S
         text = self._get(server, "/metrics", end_s)
         gauges = _GAUGES.findall(text)
         if gauges:

@@ -172,7 +172,7 @@ def test_ignored_scraper_leaves_the_gpu_parked_all_the_time(tmp_path, tiny_model
         begin_ns = now_ns()
         time.sleep(8)
         share = timeline.share(begin_ns, now_ns())
-        sent_ns, done_ns = complete(server.port, 400, "127.0.0.2")
+        sent_ns, done_ns = complete(server.port, 2000, "127.0.0.2")
         parked_ms = waited_ns(timeline, sent_ns, done_ns) / MS
         print({"parked": share, "completion parked ms": parked_ms})
         record_property("parked", share)
