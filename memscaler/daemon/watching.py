@@ -16,6 +16,7 @@ from memscaler.config.ports import Watch as Spec
 from memscaler.config.schema import Settings
 from memscaler.core.errors import ConfigError
 from memscaler.core.model import SECOND_NS, GpuPolicy, Policy
+from memscaler.core.watch import WatchSettings
 from memscaler.daemon.discovery import NO_CONTEXT, Found
 from memscaler.daemon.server_word import TELLING, Server
 from memscaler.daemon.targets import Governed
@@ -136,13 +137,14 @@ class Watching:
         for place in self._watched.keys() - wanted.keys() - lingering:
             self._end(place)
         for place, found in wanted.items():
+            watched = self._watched.get(place)
             settings = self._settings.watch_settings(found.watch)
-            if place in self._watched and self._watched[place].watch.settings != settings:
+            if watched is not None and watched.watch.settings == settings:
+                self._update(watched, found)
+                continue
+            if watched is not None:
                 self._end(place)  # the operator has something else to say about it than was known when it was found
-            if place in self._watched:
-                self._update(self._watched[place], found)
-            else:
-                self._begin(place, found)
+            self._begin(place, found, settings)
         self._say_waiting(before[1])
         unknown = any(found.pids and found.problem == NO_CONTEXT for found in founds)
         missing = wanted.keys() - self._watched.keys()  # refused; perhaps for want of a free slot
@@ -157,14 +159,14 @@ class Watching:
     def _is_busy(self, place: Place) -> bool:
         return self._ledger.open_connections(self._watched[place].watch) > 0
 
-    def _begin(self, place: Place, found: Found) -> None:
+    def _begin(self, place: Place, found: Found, settings: WatchSettings) -> None:
         try:
             diag = SockDiag(None if place[0] == self._own else found.netns_path, found.scope, place[0])
         except OSError as error:
             self._refuse(place, found, f"its network namespace cannot be entered: {error.strerror or error}")
             return
         try:
-            watch = self._ledger.watch(found.port, diag, self._settings.watch_settings(found.watch))
+            watch = self._ledger.watch(found.port, diag, settings)
         except (ConfigError, OSError) as error:
             diag.close()
             self._refuse(place, found, str(error))

@@ -21,7 +21,7 @@ from memscaler.core.model import Reading
 from memscaler.core.watch import Quiet, WatchSettings
 from memscaler.kernel.attachment import Attachment
 from memscaler.kernel.bpf import EXIST, NOEXIST, HashMap
-from memscaler.kernel.counters import MAX_WATCHES, Counters, MappedCounters, PolledCounters
+from memscaler.kernel.counters import MAX_WATCHES, Counters, MappedCounters, PolledCounters, Slot
 from memscaler.kernel.data_hook import DataHook
 from memscaler.kernel.netns import Namespace
 from memscaler.kernel.own_probes import OwnProbes
@@ -191,16 +191,11 @@ class Ledger:
         prefixes = [prefix(text) for text in watch.settings.ignore]
         return [IGNORE_KEY.pack(32 + bits, watch.slot, address) for bits, address in prefixes]
 
-    def has_listener(self, watch: Watch) -> bool:
-        """True if a server listens on the port now."""
-        return bool(watch.diag.listeners(watch.port))
-
     # ---- what is live ---------------------------------------------------------------------------------------------
 
     def reading(self, watch: Watch) -> Reading:
         """Now, by the counters and by what the last look found silent; a few words of shared memory."""
         slot = self.counters.read(watch.slot)
-        open_now = slot.opened + watch.seeded - slot.closed - watch.healed + watch.uncounted
         # Whatever ended since that look is taken for one of the silent ones: the error is always "live".
         silent = max(0, watch.silent - (slot.closed + watch.healed - watch.gone))
         activity_ns = max(slot.last_activity_ns, slot.rang_ns)
@@ -211,12 +206,11 @@ class Ledger:
         if not watch.settings.touch_s:
             work_ns = max(work_ns, activity_ns)
         unsure_ns = 0 if watch.traffic is None else watch.traffic.last_unsure_ns
-        return Reading(max(0, open_now - silent), work_ns, slot.armed == 1, activity_ns, unsure_ns)
+        return Reading(max(0, _open(watch, slot) - silent), work_ns, slot.armed == 1, activity_ns, unsure_ns)
 
     def open_connections(self, watch: Watch) -> int:
         """Whether at work or silent."""
-        slot = self.counters.read(watch.slot)
-        return slot.opened + watch.seeded - slot.closed - watch.healed + watch.uncounted
+        return _open(watch, self.counters.read(watch.slot))
 
     def readings(self) -> dict[int, Reading]:
         """Of every watch."""
@@ -459,6 +453,10 @@ class Ledger:
 def own_namespace() -> SockDiag:
     """The namespace that this process runs in."""
     return SockDiag()
+
+
+def _open(watch: Watch, slot: Slot) -> int:
+    return slot.opened + watch.seeded - slot.closed - watch.healed + watch.uncounted
 
 
 def _covered(local: bytes, listening: set[bytes]) -> bool:

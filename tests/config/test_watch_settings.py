@@ -1,14 +1,11 @@
 """What counts as work on a port: the general values, what a [[watch]] table says for itself, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memscaler.config.load import load
 from memscaler.config.ports import Watch
-from memscaler.config.schema import Settings
 from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.watch import Quiet, Scope, WatchSettings
 
@@ -33,24 +30,6 @@ touch_cooldown = "2s"
 port = 8081
 """
 WEB = Scope("container", "web")
-
-
-@pytest.fixture
-def config(tmp_path: Path):
-    """Write a configuration file and load it."""
-
-    def write(text, flags=None, environ=None) -> Settings:
-        file = tmp_path / "config.toml"
-        file.write_text(text)
-        return load(flags or {}, environ or {}, file)
-
-    return write
-
-
-@pytest.fixture(autouse=True)
-def no_system_file(monkeypatch, tmp_path):
-    """The machine's own configuration stays out of the tests."""
-    monkeypatch.setattr("memscaler.config.load.DEFAULT_FILE", tmp_path / "none.toml")
 
 
 def test_the_defaults():

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.worlds import Port, World, world_of
+from memscaler.kernel.sock_diag import SockDiag
+from tests.kernel.worlds import Port, World, namespace, world_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +23,21 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Its own namespace and attachment, with both hooks and with the tracepoint alone; some modules add "no-btf"."""
     with world_of(request.param) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def netns() -> Iterator[str]:
+    """Path of a namespace in which nothing is watched."""
+    with namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def diag(netns: str) -> Iterator[SockDiag]:
+    """Asks about that namespace."""
+    made = SockDiag(netns)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -11,22 +11,9 @@ import pytest
 from memscaler.kernel import sock_diag
 from memscaler.kernel.netns import entered
 from memscaler.kernel.sock_diag import LIVE, SockDiag
-from tests.kernel.worlds import connected, listener, live_by_proc, namespace, open_descriptors
+from tests.kernel.worlds import connected, listener, live_by_proc, open_descriptors
 
 HEADER = struct.Struct("=IHHII")
-
-
-@pytest.fixture(scope="module")
-def netns():
-    with namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def diag(netns):
-    made = SockDiag(netns)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memscaler.core.watch import WatchSettings
-from memscaler.kernel.sock_diag import ESTABLISHED, Row, Said, SockDiag
+from memscaler.kernel.sock_diag import ESTABLISHED, Row, Said
 from memscaler.kernel.traffic import GREETING_NS, PING_BYTES, Traffic
-from tests.kernel.worlds import assert_eventually, connected, listener, namespace
+from tests.kernel.worlds import assert_eventually, connected, listener
 
 MS, SECOND = 1_000_000, 1_000_000_000
 SETTINGS = WatchSettings()
@@ -337,19 +337,6 @@ def test_stream_without_a_word_of_the_client_is_work(chunks, settings):
 
 
 # ---- the kernel's figures ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def netns():
-    with namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def diag(netns):
-    made = SockDiag(netns)
-    yield made
-    made.close()
 
 
 FAMILIES = [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1")]
