@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memscaler.simulator import SimulatedDriver
+from tests.patience import patience
 
 Value = TypeVar("Value")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def eventually(ask: Callable[[], Value], *, within_s: float = 10.0, what: str = "") -> Value:
     """The first true answer; AssertionError if there is none in time."""
-    end = time.monotonic() + within_s
+    end = time.monotonic() + within_s * patience()
     while True:
         answer = ask()
         if answer:

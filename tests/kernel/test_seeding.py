@@ -6,7 +6,7 @@ import random
 import pytest
 
 from memscaler.kernel.ledger import Corrections
-from tests.kernel.worlds import Child, Port, World, assert_eventually, connected, listener, live_by_proc, reset
+from tests.kernel.worlds import Child, Port, World, assert_eventually, connected, listener, reset
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -66,11 +66,14 @@ def test_seeding_during_churn(world: World):
             for seed in (1, 2):
                 child = Child.running(lambda seed=seed, number=port.number: churn(world.netns, number, seed))
                 kept.callback(child.kill)
-            assert_eventually(lambda number=port.number: live_by_proc(world.netns).get(number, 0) > 0)
+            assert_eventually(lambda port=port: port.by_proc > 0, lambda: "nothing opens")
             watch = ledger.watch(port.number, world.diag)
         seeded += watch.seeded
-        assert_eventually(lambda watch=watch: ledger.reading(watch).live == 0)
-        assert live_by_proc(world.netns).get(port.number, 0) == 0
+        assert_eventually(
+            lambda watch=watch: ledger.reading(watch).live == 0,
+            lambda watch=watch, port=port: f"{watch}, {ledger.reading(watch)}, by /proc {port.by_proc}",
+        )
+        assert port.by_proc == 0
         assert ledger.live_in_set()[watch.slot] == 0
         assert ledger.reconcile(watch) == Corrections()
     assert seeded > 40

@@ -17,6 +17,7 @@ from pathlib import Path
 from memscaler.kernel import attachment, ledger
 from memscaler.kernel.netns import entered
 from memscaler.kernel.sock_diag import SockDiag
+from tests.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 BPF = ROOT / "bpf"
@@ -33,7 +34,7 @@ _ports = itertools.count(12000 + os.getpid() % 150 * 100)
 def assert_eventually(
     condition: Callable[[], bool], what: Callable[[], str] = str, within_s: float = PATIENCE_S
 ) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + within_s * patience()
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what()}"
         time.sleep(0.005)
