@@ -42,6 +42,13 @@ class DaemonRunning(MemscalerError):
         self.pid = pid
 
 
+class DaemonNotRunning(MemscalerError):
+    """Nobody answers at the control socket."""
+
+    exit_code = 3
+    hint = "start it: systemctl start memscaler, or sudo memscaler run ..."
+
+
 class PermissionMissing(MemscalerError):
     """This process may not do what was asked."""
 

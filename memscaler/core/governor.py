@@ -11,6 +11,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     COOLING    counters: something live               AWAKE      (look again in idle_after)
     COOLING    counters: quiet for idle_after         ARMING     Arm
     COOLING    hold                                   AWAKE      (held: not armed before it expires)
+    COOLING    park now                               COOLING    (due at once)
     ARMING     counters: something live               AWAKE      (a doorbell may overtake the survey)
     ARMING     survey: quiet, every doorbell armed    PARKING    Park
     ARMING     survey: something live                 AWAKE
@@ -22,7 +23,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     PARKING    applied                                PARKED     Look (the second look)
     PARKING    busy, nothing to gain                  COOLING
     PARKING    next lever                             WAKING     Wake (undoes what the lever did)
-    PARKING    failed                                 WAKING     Wake, Alarm (never parked again)
+    PARKING    failed, wedged, lost                   WAKING     Wake, Alarm (in quarantine)
     PARKING  * something live, or a doorbell rang     WAKING     Wake
     PARKED   * something live, or a doorbell rang     WAKING     Wake
     PARKED     its last watch is gone                 WAKING     Wake
@@ -38,6 +39,7 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
     WAKING     pause is over                          WAKING     Wake (again, for ever)
     AWAKE      the wake had no effect                 WAKING     Wake, Alarm (never parked again)
     UNMANAGED  the wake had no effect                 WAKING     Alarm (asked again after a pause)
+    UNMANAGED  the quarantine is over                 AWAKE      (look at once)
     AWAKE      stop                                   STOPPED
     PARKED     stop                                   WAKING     Wake
     WAKING     woken, while stopping                  STOPPED
@@ -45,6 +47,9 @@ What may happen to one GPU (`*`: also on Doubt and Hold; tests/core/test_table.p
 Three roles are never mixed. Counters tell when to look, the ledger (sock_diag) tells whether to park, the doorbell
 wakes. While a GPU is awake nobody needs to be told when it falls quiet: a look once per idle_after finds the time of
 the last activity in the counters, and the end of that idle period cannot have passed before the look.
+
+A GPU whose driver has failed is in quarantine for retry_after, twice as long each further time and at most
+LONGEST_QUARANTINE_NS. One that stayed down although the driver reported its wake done is not parked again at all.
 
 What a client does is work or a touch (model.Reading). After work a GPU stays awake for idle_after, after a touch for
 touch_cooldown only. Which of them a connection is shows when it ends: so while it lasts, the governor looks again after
@@ -77,6 +82,7 @@ from memscaler.core.model import (
     Public,
     Reading,
     Reconcile,
+    Stop,
     Surveyed,
     Unhold,
     Wake,
@@ -100,6 +106,7 @@ DOWN = frozenset({Phase.PARKING, Phase.PARKED})
 UNSURE_NS = 5 * SECOND_NS
 PATIENCE = 3  # failed wakes in a row after which a GPU is not parked again
 MAX_DOUBLINGS = 5  # of wake_retry_ns
+LONGEST_QUARANTINE_NS = 3600 * SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,15 @@ def initial(
         for uuid in policy.gpus
     }
     return GovernorState(gpus, now_ns + policy.reconcile_every_ns, now_ns - policy.survey_timeout_ns)
+
+
+def regroup(
+    state: GovernorState, policy: Policy, now_ns: int, unmanaged: Mapping[str, str], left_behind: Collection[str] = ()
+) -> GovernorState:
+    """The state for a policy that names other GPUs. Those that stay go on; those that go must have been stopped."""
+    fresh = initial(policy, now_ns, unmanaged, left_behind)
+    gpus = {uuid: state.gpus.get(uuid, fresh.gpus[uuid]) for uuid in policy.gpus}
+    return replace(state, gpus=gpus)
 
 
 def public_state(gpu: GpuState) -> Public:
@@ -210,8 +226,8 @@ class _Governed:
                 return self.doubt(reason)
             case Hold() | Unhold():
                 return self.hold(seen)
-            case _:  # Stop
-                return self.stop()
+            case _:
+                return self.stop() if isinstance(seen, Stop) else self.park_now()
 
     # ---- what is seen ---------------------------------------------------------------------------------------------
 
@@ -226,8 +242,8 @@ class _Governed:
                 return self.look()
             case Phase.AWAKE | Phase.COOLING | Phase.ARMING:
                 return self.rest(readings)
-            case Phase.WAKING if due:
-                return self.wake(self.gpu.distrust or "retry")
+            case Phase.WAKING | Phase.UNMANAGED if due:
+                return self.retry()
             case _:
                 return self.nothing()
 
@@ -245,7 +261,8 @@ class _Governed:
                 return self.rest(readings)
             case Phase.ARMING:
                 seq = self.gpu.seq + 1
-                return self.enter(Phase.PARKING, seq=seq, touched=True, answered=False), (Park(self.uuid, seq),)
+                asked = self.enter(Phase.PARKING, seq=seq, touched=True, answered=False, hurried_ns=0)
+                return asked, (Park(self.uuid, seq),)
             case _:
                 return self.nothing()
 
@@ -278,6 +295,11 @@ class _Governed:
         if self.gpu.phase in (Phase.ARMING, Phase.AWAKE, Phase.COOLING) and changed:
             return self.enter(Phase.AWAKE, due_ns=self.now_ns), ()
         return self.nothing()
+
+    def park_now(self) -> Answer:
+        if self.gpu.phase not in (Phase.AWAKE, Phase.COOLING):
+            return self.nothing()
+        return replace(self.gpu, hurried_ns=self.now_ns, due_ns=self.now_ns), ()
 
     def stop(self) -> Answer:
         self.gpu = replace(self.gpu, stopping=True)
@@ -316,6 +338,11 @@ class _Governed:
         last = [readings[slot].last_activity_ns for slot in self.mine.watches if slot in readings]
         return max([self.gpu.quiet_floor_ns, *last])
 
+    def last_seen_ns(self, readings: Mapping[int, Reading]) -> int:
+        """The last time that a client did anything."""
+        mine = [readings[slot] for slot in self.mine.watches]
+        return max(max(each.last_activity_ns, each.last_touch_ns, each.last_unsure_ns) for each in mine)
+
     def ready_ns(self, readings: Mapping[int, Reading]) -> int:
         """The earliest time at which this GPU may park."""
         dwelt = 0 if self.gpu.parked_at_ns is None else self.gpu.parked_at_ns + self.mine.min_dwell_ns
@@ -323,7 +350,8 @@ class _Governed:
         touched = max(reading.last_touch_ns for reading in mine) + self.mine.touch_cooldown_ns
         unsure = max(reading.last_unsure_ns for reading in mine) + min(UNSURE_NS, self.mine.idle_after_ns)
         idle = self.quiet_since_ns(readings) + self.mine.idle_after_ns
-        return max([idle, touched, unsure, dwelt, *self.gpu.holds.values()])
+        timers = [] if self.gpu.hurried_ns else [idle, touched, unsure]
+        return max([*timers, dwelt, *self.gpu.holds.values()])
 
     def look_again_ns(self) -> int:
         """When to look at live connections again: soon at first, they may turn out to have been a touch."""
@@ -339,7 +367,10 @@ class _Governed:
         holds = self.unexpired(self.gpu.holds)
         self.gpu = replace(self.gpu, holds=holds)
         if self.live(readings):
-            return self.enter(Phase.AWAKE, due_ns=min([self.look_again_ns(), *holds.values()])), ()
+            due_ns = min([self.look_again_ns(), *holds.values()])
+            return self.enter(Phase.AWAKE, due_ns=due_ns, hurried_ns=0), ()
+        if self.last_seen_ns(readings) >= self.gpu.hurried_ns:
+            self.gpu = replace(self.gpu, hurried_ns=0)
         ready_ns = self.ready_ns(readings)
         if self.now_ns < ready_ns:
             return self.enter(Phase.COOLING, since_ns=self.quiet_since_ns(readings), due_ns=ready_ns), ()
@@ -374,32 +405,36 @@ class _Governed:
         if self.gpu.stopping:
             return self.enter(Phase.STOPPED), ()
         if self.gpu.distrust:
-            return self.enter(Phase.UNMANAGED), ()
-        return self.enter(Phase.AWAKE, due_ns=now_ns), ()
+            return self.enter(Phase.UNMANAGED, due_ns=self.gpu.trusted_again_ns), ()
+        return self.enter(Phase.AWAKE, due_ns=now_ns, alarmed=""), ()
 
     def wake_failed(self, result: LeverResult) -> Answer:
         """Ask again after a pause; the pauses grow up to a limit."""
         retries = self.gpu.retries + 1
-        hopeless = result.outcome is not Outcome.FAILED or retries >= PATIENCE
-        distrust = self.gpu.distrust or (_reason(result) if hopeless else "")
+        if result.outcome is Outcome.NO_EFFECT:
+            self.distrust(_reason(result))
+        elif result.outcome is not Outcome.FAILED or retries >= PATIENCE:
+            self.quarantine(_reason(result))
         due_ns = self.now_ns + self.policy.wake_retry_ns * (1 << min(MAX_DOUBLINGS, retries - 1))
-        waiting = self.enter(Phase.WAKING, touched=True, retries=retries, distrust=distrust, due_ns=due_ns)
-        return waiting, (Alarm(self.uuid, f"wake failed: {_reason(result)}"),)
+        alarms = self.alarm(f"wake failed: {_reason(result)}")
+        return self.enter(Phase.WAKING, touched=True, retries=retries, due_ns=due_ns), alarms
 
     def in_vain(self, result: LeverResult) -> Answer:
         """A wake was reported done, but the clocks stay down: the first time ask again at once, then after pauses."""
         if self.gpu.phase is not Phase.WAKING and not self.gpu.retries:
             self.gpu = replace(self.gpu, retries=1)
-            return self.distrusted(_reason(result))
+            self.distrust(_reason(result))
+            return self.wake(_reason(result), *self.alarm(_reason(result)))
         if self.gpu.phase is not Phase.WAKING or result.seq == self.gpu.seq:
             return self.wake_failed(result)
-        known = replace(self.gpu, distrust=self.gpu.distrust or _reason(result))  # another wake is on its way
-        return known, (Alarm(self.uuid, _reason(result)),)
+        self.distrust(_reason(result))  # another wake is on its way
+        alarms = self.alarm(_reason(result))
+        return self.gpu, alarms
 
     def park_answered(self, result: LeverResult) -> Answer:
         match result.outcome:
             case Outcome.APPLIED | Outcome.VERIFIED if self.gpu.phase is Phase.PARKED:
-                return self.nothing()
+                return replace(self.gpu, failures=0) if result.outcome is Outcome.VERIFIED else self.gpu, ()
             case Outcome.APPLIED | Outcome.VERIFIED:
                 self.gpu = self.enter(Phase.PARKED, parked_at_ns=self.now_ns, answered=True)
                 return self.look()
@@ -410,12 +445,40 @@ class _Governed:
             case Outcome.NEXT_LEVER:
                 return self.wake(_reason(result))
             case _:
-                return self.distrusted(_reason(result))
+                self.quarantine(_reason(result))
+                return self.wake(_reason(result), *self.alarm(_reason(result)))
 
-    def distrusted(self, reason: str) -> Answer:
-        """Wake it, say so, and never park it again."""
-        self.gpu = replace(self.gpu, distrust=self.gpu.distrust or reason)
-        return self.wake(reason, Alarm(self.uuid, reason))
+    # ---- trust ----------------------------------------------------------------------------------------------------
+
+    def distrust(self, reason: str) -> None:
+        """Not to be parked again."""
+        self.gpu = replace(self.gpu, distrust=self.gpu.distrust or reason, trusted_again_ns=0)
+
+    def quarantine(self, reason: str) -> None:
+        """Not to be parked for a while."""
+        if self.gpu.distrust:
+            return
+        failures = self.gpu.failures + 1
+        pause_ns = min(self.mine.retry_after_ns << min(failures - 1, 30), LONGEST_QUARANTINE_NS)
+        until_ns = self.now_ns + pause_ns
+        self.gpu = replace(self.gpu, distrust=reason, trusted_again_ns=until_ns, failures=failures)
+
+    def retry(self) -> Answer:
+        """A pause is over: that between two wakes, or a quarantine."""
+        if self.gpu.phase is Phase.WAKING:
+            return self.wake(self.gpu.distrust or "retry")
+        return self.trust_again()
+
+    def trust_again(self) -> Answer:
+        self.gpu = replace(self.gpu, distrust="", trusted_again_ns=0, retries=0, quiet_floor_ns=self.now_ns)
+        return self.enter(Phase.AWAKE, due_ns=self.now_ns, alarmed=""), ()
+
+    def alarm(self, reason: str) -> tuple[Action, ...]:
+        """Once: an operator who has been told need not be told again by every retry."""
+        if reason == self.gpu.alarmed:
+            return ()
+        self.gpu = replace(self.gpu, alarmed=reason)
+        return (Alarm(self.uuid, reason),)
 
 
 def _reason(result: LeverResult) -> str:

@@ -57,12 +57,14 @@ class GpuPolicy:
 
     watches: the slots whose connections count for it. Without any the GPU stays awake: nobody would tell when to wake.
     touch_cooldown_ns: it may park this long after a touch (0: nothing counts as a touch).
+    retry_after_ns: so long it is left alone after its driver has failed; doubles with each further failure.
     """
 
     watches: frozenset[int]
     idle_after_ns: int = 60 * SECOND_NS
     min_dwell_ns: int = SECOND_NS
     touch_cooldown_ns: int = 0
+    retry_after_ns: int = 60 * SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +121,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeverResult:
-    """The answer of a GPU's actuator to the Park or Wake with this sequence number."""
+    """The answer of a GPU's actuator to the Park or Wake with this number. remedy: what an operator can do."""
 
     gpu: str
     seq: int
     outcome: Outcome
     reason: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,20 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class ParkNow:
+    """An operator does not want to wait for the idle time; everything else that keeps a GPU awake still does."""
+
+    gpu: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
-    """memscaler ends: wake everything and park nothing more."""
+    """memscaler ends, or lets go of one GPU: wake, and park nothing more. `gpu` None means all of them."""
+
+    gpu: str | None = None
 
 
-Observation = Counters | Surveyed | LeverResult | Hold | Unhold | Doubt | Stop
+Observation = Counters | Surveyed | LeverResult | Hold | Unhold | Doubt | ParkNow | Stop
 
 
 # ---- actions ------------------------------------------------------------------------------------------------------
@@ -230,7 +242,11 @@ class GpuState:
     answered: the last Park was answered.
     for_client: the last Wake was asked for because of a client.
     parked_at_ns: the last time a park took effect or may have done so; the minimum dwell counts from here.
-    distrust: why this GPU will not be parked again ("" while it is trusted).
+    distrust: why this GPU is not parked ("" while it is trusted).
+    trusted_again_ns: when the distrust ends; 0: it does not.
+    failures: quarantines since the last park that was seen to work.
+    alarmed: the last alarm, until all is well; the same one is not raised again.
+    hurried_ns: when an operator wanted it parked without waiting for the idle time; void once a client came after that.
     retries: failed wakes in a row; those in vain count although the driver reported success.
     holds: owner -> expiry.
     """
@@ -245,6 +261,10 @@ class GpuState:
     answered: bool = True
     for_client: bool = False
     distrust: str = ""
+    trusted_again_ns: int = 0
+    failures: int = 0
+    alarmed: str = ""
+    hurried_ns: int = 0
     parked_at_ns: int | None = None
     retries: int = 0
     stopping: bool = False

@@ -39,8 +39,22 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldSnapshot:
+    """What keeps a GPU awake. id: of the lease, "" if it is none; left_s: None if no end is known."""
+
+    id: str
+    owner: str
+    reason: str
+    left_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class GpuSnapshot:
-    """One GPU now. `state_s` sums the seconds per public state; `energy_source` is "counter" or "integrated"."""
+    """One GPU now. `state_s` sums the seconds per public state; `energy_source` is "counter" or "integrated".
+
+    remedy: what an operator can do about an `unmanaged` GPU, "" if nothing is known. next_ns: when its state may change
+    by itself (CLOCK_MONOTONIC), 0: only if something happens. conflict: what another program did to its clocks.
+    """
 
     identity: Identity
     state: str
@@ -58,6 +72,9 @@ class GpuSnapshot:
     reading: GpuReading | None
     wake_latency: Histogram
     errors: Mapping[str, int] = field(default_factory=dict)
+    remedy: str = ""
+    holds: tuple[HoldSnapshot, ...] = ()
+    conflict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +126,7 @@ class Snapshot:
     watches: tuple[WatchSnapshot, ...]
     kernel: KernelSnapshot
     guardian_restarts: int = 0
-    waiting: int = 0  # the operator's watches that are not there now
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """The operator's watches that are not there now, and why."""
+    released: bool = False
+    """True while the driver is let go of, so that it can be upgraded: nothing is governed."""

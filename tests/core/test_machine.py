@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from memscaler.core.model import Counters, Doubt, GpuPolicy, Hold, Outcome, Park, Phase, Policy, Stop, Unhold
+from memscaler.core.model import Counters, Doubt, GpuPolicy, Hold, Outcome, Park, ParkNow, Phase, Policy, Stop, Unhold
 from tests.core.world import World
 
 LIKELY_PARK = (Outcome.APPLIED, Outcome.APPLIED, Outcome.VERIFIED, Outcome.BUSY, Outcome.NOTHING_TO_GAIN)
@@ -26,6 +26,7 @@ def policies(draw: st.DrawFn) -> Policy:
             draw(st.integers(1, 20)),
             draw(st.integers(0, 40)),
             cooldown_ns,
+            draw(st.integers(1, 50)),
         )
         for index in range(draw(st.integers(1, 3)))
     }
@@ -183,10 +184,14 @@ class Machine(RuleBasedStateMachine):
         if rarely == 2:
             self.world.tell(Doubt("overflow", None if everywhere else self.gpu(data)))
 
-    @rule(rarely=st.integers(0, 9))
-    def stop(self, rarely: int) -> None:
+    @rule(data=st.data())
+    def park_now(self, data: st.DataObject) -> None:
+        self.world.tell(ParkNow(self.gpu(data)))
+
+    @rule(data=st.data(), everywhere=st.booleans(), rarely=st.integers(0, 9))
+    def stop(self, data: st.DataObject, everywhere: bool, rarely: int) -> None:
         if rarely == 7:
-            self.world.tell(Stop())
+            self.world.tell(Stop(None if everywhere else self.gpu(data)))
 
     def teardown(self) -> None:
         """Whatever happened: once the world is calm, what may park parks, and the rest is at full speed."""
@@ -343,6 +348,49 @@ def test_an_unanswered_park_counts_for_the_dwell() -> None:
     assert phase(world) is Phase.COOLING
     world.run_well(woken_ns + 100)
     assert phase(world) is Phase.PARKED
+
+
+def test_park_now_does_not_wait_but_looks() -> None:
+    """An operator's order skips the timers and nothing else: it parks at once if all is quiet, and is forgotten if not."""
+    world = quiet_world()
+    world.now_ns += 3
+    world.open(0, lost=False)
+    world.look_at_counters()
+    world.tell(ParkNow("a"))
+    world.look_at_counters()
+    assert phase(world) is Phase.AWAKE
+    world.close(0, lost=False)
+    world.look_at_counters()
+    assert phase(world) is Phase.COOLING, "the order was for the moment at which it was given"
+    world.now_ns += 1
+    world.tell(ParkNow("a"))
+    world.look_at_counters()
+    world.work_off()
+    assert phase(world) is Phase.PARKED
+
+
+def test_a_quarantine_ends_and_doubles() -> None:
+    """A driver that fails again and again is tried ever less; once a park was seen to work, all is forgotten."""
+    world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=1, min_dwell_ns=0, retry_after_ns=100)}))
+    world.look_at_counters()
+    lengths_ns = []
+    for _ in range(4):
+        world.run_toward("a", Phase.PARKING)
+        failed_ns = world.now_ns
+        world.act("a", Outcome.LOST)
+        world.reply("a")
+        world.run_toward("a", Phase.UNMANAGED)
+        world.work_off()
+        assert phase(world) is Phase.UNMANAGED
+        lengths_ns.append(world.state.gpus["a"].trusted_again_ns - failed_ns)
+        world.now_ns = world.state.gpus["a"].trusted_again_ns
+        world.look_at_counters()
+        assert phase(world) is not Phase.UNMANAGED
+    assert lengths_ns == [100, 200, 400, 800]
+    world.run_toward("a", Phase.PARKED)
+    world.verify("a", Outcome.VERIFIED)
+    world.reply("a")
+    assert world.state.gpus["a"].failures == 0
 
 
 @pytest.mark.parametrize("rings_first", [True, False])

@@ -27,6 +27,7 @@ from memscaler.core.model import (
     Observation,
     Outcome,
     Park,
+    ParkNow,
     Phase,
     Policy,
     Reading,
@@ -41,7 +42,10 @@ NOW_NS = 100 * TICK_NS
 FAR_NS = 10**15
 GPUS = ("a", "b")
 POLICY = Policy(
-    {"a": GpuPolicy(frozenset({0, 1}), TICK_NS, TICK_NS), "b": GpuPolicy(frozenset({1}), TICK_NS, TICK_NS)},
+    {
+        "a": GpuPolicy(frozenset({0, 1}), TICK_NS, TICK_NS, retry_after_ns=TICK_NS),
+        "b": GpuPolicy(frozenset({1}), TICK_NS, TICK_NS, retry_after_ns=TICK_NS),
+    },
     reconcile_every_ns=FAR_NS,
     parked_look_ns=TICK_NS,
     survey_timeout_ns=TICK_NS,
@@ -108,6 +112,7 @@ class Menu:
     in_vain: bool = False
     holds: tuple[str, ...] = ()
     doubts: tuple[str | None, ...] = ()
+    park_now: tuple[str, ...] = ()
     stop: bool = False
     late: tuple[str, ...] = GPUS
 
@@ -125,6 +130,10 @@ def canonical(gpu: GpuState) -> tuple[GpuState, tuple[tuple[str, int], ...]]:
         parked_at_ns=None if dwelt else gpu.parked_at_ns,
         retries=min(gpu.retries, 3),
         distrust="x" if gpu.distrust else "",
+        trusted_again_ns=gpu.trusted_again_ns and max(NOW_NS, gpu.trusted_again_ns),
+        failures=min(gpu.failures, 1),
+        hurried_ns=gpu.hurried_ns and max(gpu.hurried_ns, NOW_NS - TICK_NS),
+        alarmed="",
         holds=NO_HOLDS,
     )
     return same, tuple(sorted(gpu.holds.items()))
@@ -251,7 +260,10 @@ def kernel(world: World, menu: Menu) -> Iterator[World]:
 def older(gpu: Gpu) -> Gpu:
     """The GPU a tick later."""
     due_ns = gpu.knows.due_ns and max(NOW_NS, gpu.knows.due_ns - TICK_NS)
-    knows = replace(gpu.knows, due_ns=due_ns, quiet_floor_ns=NOW_NS - TICK_NS, parked_at_ns=None)
+    again_ns = gpu.knows.trusted_again_ns and max(NOW_NS, gpu.knows.trusted_again_ns - TICK_NS)
+    hurried_ns = gpu.knows.hurried_ns and NOW_NS - TICK_NS
+    times = {"due_ns": due_ns, "quiet_floor_ns": NOW_NS - TICK_NS, "trusted_again_ns": again_ns, "hurried_ns": hurried_ns}
+    knows = replace(gpu.knows, **times, parked_at_ns=None)
     survey = gpu.survey
     if survey is not None and survey[1] is not None:
         aged = tuple((slot, replace(reading, last_activity_ns=NOW_NS - TICK_NS)) for slot, reading in survey[1])
@@ -332,6 +344,10 @@ def people(world: World, menu: Menu) -> Iterator[World]:
         heard = [gpu for uuid, gpu in zip(GPUS, after.gpus, strict=True) if heard_by in (None, uuid)]
         assert all(gpu.knows.phase not in DOWN for gpu in heard)
         yield after
+    for name in menu.park_now:
+        hurried = fed(world, ParkNow(name))
+        yield hurried
+        yield fed(hurried, counters(hurried))
     if menu.stop and not world.stopped:
         yield fed(replace(world, stopped=True), Stop())
 
@@ -362,6 +378,7 @@ MENUS = {
     "levers fail": Menu(slots=(1,), park=PARK, wake=WAKE, late=("b",)),
     "wakes in vain": Menu(slots=(1,), in_vain=True, late=("b",)),
     "holds": Menu(slots=(1,), holds=("b",), late=("b",)),
+    "park now": Menu(slots=(1,), park=PARK[:2], park_now=("b",), late=("b",)),
     "doubts": Menu(slots=(1,), doubts=("b", None), late=("b",)),
     "stop": Menu(slots=(1,), park=PARK[:2], wake=WAKE[:2], stop=True, late=("b",)),
 }

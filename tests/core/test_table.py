@@ -19,6 +19,7 @@ from memscaler.core.model import (
     LeverResult,
     Observation,
     Outcome,
+    ParkNow,
     Phase,
     Policy,
     Public,
@@ -46,6 +47,7 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("COOLING", "counters: something live"): ([Counters(LIVE), Counters({})], {}),
     ("COOLING", "counters: quiet for idle_after"): ([Counters(QUIET), Counters(RANG)], {}),
     ("COOLING", "hold"): ([HOLD], {}),
+    ("COOLING", "park now"): ([ParkNow("g")], {}),
     ("ARMING", "counters: something live"): ([Counters(LIVE)], {"asked": True, "due_ns": NOW_NS + 1}),
     ("ARMING", "survey: quiet, every doorbell armed"): ([Surveyed("g", 0, QUIET)], {}),
     ("ARMING", "survey: something live"): ([Surveyed("g", 0, LIVE)], {}),
@@ -57,7 +59,7 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("PARKING", "applied"): ([answered(Outcome.APPLIED), answered(Outcome.VERIFIED)], {}),
     ("PARKING", "busy, nothing to gain"): ([answered(Outcome.BUSY), answered(Outcome.NOTHING_TO_GAIN)], {}),
     ("PARKING", "next lever"): ([answered(Outcome.NEXT_LEVER)], {}),
-    ("PARKING", "failed"): ([answered(Outcome.FAILED), answered(Outcome.WEDGED), answered(Outcome.LOST)], {}),
+    ("PARKING", "failed, wedged, lost"): ([answered(Outcome.FAILED), answered(Outcome.WEDGED), answered(Outcome.LOST)], {}),
     ("PARKING", "something live, or a doorbell rang"): ([Counters(LIVE), Counters(RANG), HOLD], {}),
     ("PARKED", "something live, or a doorbell rang"): ([Counters(LIVE), Surveyed("g", 0, RANG), HOLD], {}),
     ("PARKED", "its last watch is gone"): ([Counters({})], {}),
@@ -76,8 +78,9 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("WAKING", "pause is over"): ([Counters(QUIET), Counters(LIVE)], {"due_ns": NOW_NS}),
     ("AWAKE", "the wake had no effect"): ([answered(Outcome.NO_EFFECT)], {}),
     ("UNMANAGED", "the wake had no effect"): ([answered(Outcome.NO_EFFECT)], {"distrust": "in vain", "retries": 1}),
-    ("AWAKE", "stop"): ([Stop()], {}),
-    ("PARKED", "stop"): ([Stop()], {"touched": True}),
+    ("UNMANAGED", "the quarantine is over"): ([Counters(QUIET)], {"distrust": "lost", "due_ns": NOW_NS}),
+    ("AWAKE", "stop"): ([Stop(), Stop("g")], {}),
+    ("PARKED", "stop"): ([Stop(), Stop("g")], {"touched": True}),
     ("WAKING", "woken, while stopping"): ([answered(Outcome.WOKEN)], {"stopping": True}),
 }
 
@@ -101,6 +104,11 @@ def test_the_table_in_the_docstring_is_true(row: tuple[str, str, str, str]) -> N
         assert [type(action).__name__ for action in answer.actions] == wanted
         if "never parked again" in asks:
             assert answer.state.gpus["g"].distrust
+            assert not answer.state.gpus["g"].trusted_again_ns
+        if "in quarantine" in asks:
+            assert answer.state.gpus["g"].trusted_again_ns == NOW_NS + POLICY.gpus["g"].retry_after_ns
+        if "(due at once)" in asks:
+            assert answer.state.gpus["g"].due_ns == NOW_NS
 
 
 def test_every_case_is_in_the_table() -> None:

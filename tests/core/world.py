@@ -23,6 +23,7 @@ from memscaler.core.model import (
     Observation,
     Outcome,
     Park,
+    ParkNow,
     Phase,
     Policy,
     Reading,
@@ -93,7 +94,8 @@ class World:
         self.holds: dict[tuple[str, str], int] = {}
         self.unseen: dict[str, set[int]] = {uuid: set() for uuid in policy.gpus}
         self.lost: set[int] = set()
-        self.stopped = False
+        self.stopped: set[str] = set()
+        self.hurried: set[str] = set()
         self.names = count()
 
     # ---- the kernel -----------------------------------------------------------------------------------------------
@@ -248,15 +250,17 @@ class World:
             assert self.state.gpus[uuid].distrust
         self.check()
 
-    def tell(self, seen: Hold | Unhold | Doubt | Stop) -> None:
+    def tell(self, seen: Hold | Unhold | Doubt | ParkNow | Stop) -> None:
         """An operator, an edge or the end of the program speaks."""
         match seen:
             case Hold(gpu, owner, expires_ns):
                 self.holds[gpu, owner] = expires_ns
             case Unhold(gpu, owner):
                 self.holds.pop((gpu, owner), None)
-            case Stop():
-                self.stopped = True
+            case ParkNow(gpu):
+                self.hurried.add(gpu)
+            case Stop(gpu):
+                self.stopped |= set(self.boards) if gpu is None else {gpu}
             case Doubt():
                 pass
         before = self.state
@@ -290,7 +294,7 @@ class World:
     def keep(self, action: Action, seen: Observation, before: GovernorState) -> None:
         match action:
             case Arm(uuid, _):
-                assert not self.stopped
+                assert uuid not in self.stopped
                 assert not self.state.gpus[uuid].distrust
                 self.boards[uuid].kinds.append("Arm")
                 self.surveys.append(Survey(action, armed=False))
@@ -323,10 +327,14 @@ class World:
         assert board.kinds[-1] == "Arm"
         assert set(seen.readings) == mine.watches
         assert all(reading.live == 0 and reading.armed for reading in seen.readings.values())
-        assert all(reading.last_activity_ns + mine.idle_after_ns <= self.now_ns for reading in seen.readings.values())
-        cooldown_ns = mine.touch_cooldown_ns
+        idle_ns, cooldown_ns = mine.idle_after_ns, mine.touch_cooldown_ns
+        if before.hurried_ns:
+            assert uuid in self.hurried
+            self.hurried.remove(uuid)
+            idle_ns = cooldown_ns = 0
+        assert all(reading.last_activity_ns + idle_ns <= self.now_ns for reading in seen.readings.values())
         assert all(reading.last_touch_ns + cooldown_ns <= self.now_ns for reading in seen.readings.values())
-        assert not self.stopped
+        assert uuid not in self.stopped
         assert not before.distrust
         assert not any(gpu == uuid and at > self.now_ns for (gpu, _), at in self.holds.items())
 
@@ -356,7 +364,7 @@ class World:
             assert not board.queue
             assert not gpu.touched
             assert not board.down or in_vain
-        if self.stopped:
+        if uuid in self.stopped:
             assert board.lever is None or isinstance(board.lever, Wake) or board.idle_answered
             assert gpu.phase in (Phase.WAKING, Phase.STOPPED, Phase.UNMANAGED)
         if gpu.phase is Phase.WAKING:
@@ -396,7 +404,8 @@ class World:
         self.surveys.clear()
         mine = self.policy.gpus.values()
         slack_ns = max(gpu.idle_after_ns * 2 + gpu.min_dwell_ns for gpu in mine) + self.policy.survey_timeout_ns
-        start_ns = max([self.now_ns, *self.holds.values()])
+        quarantines = [gpu.trusted_again_ns for gpu in self.state.gpus.values()]
+        start_ns = max([self.now_ns, *self.holds.values(), *quarantines])
         return start_ns + slack_ns + (self.policy.wake_retry_ns << MOST_DOUBLINGS) + 1
 
     def run_well(self, until_ns: int) -> None:
@@ -436,7 +445,7 @@ class World:
                 self.close(slot, lost=False)
         for _ in range(100):
             gpu = self.state.gpus[uuid]
-            if gpu.phase is phase or self.stopped or gpu.distrust:
+            if gpu.phase is phase or uuid in self.stopped or gpu.distrust:
                 break
             if not self.work():
                 self.now_ns = max(self.now_ns, self.deadline_ns)
@@ -445,7 +454,7 @@ class World:
     def at_rest(self) -> bool:
         """Parked where it may be, at full speed where it may not."""
         for uuid, gpu in self.state.gpus.items():
-            stays_up = self.stopped or gpu.distrust
+            stays_up = uuid in self.stopped or gpu.distrust
             goal = {Phase.STOPPED, Phase.UNMANAGED} if stays_up else {Phase.PARKED}
             if gpu.phase not in goal or self.boards[uuid].down == bool(stays_up):
                 return False
