@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing
-from memscaler.kernel.bpf import program_info
+from memscaler.kernel.bpf import is_attached, link_create, program_info
 from memscaler.kernel.counters import MAX_WATCHES
+from memscaler.kernel.loader import BPF_CGROUP_SOCK_OPS
 
 DISTRIBUTION_PYTHON = "/usr/bin/python3"
 LOADER = Path(__file__).with_name("loader.py")
@@ -29,7 +30,7 @@ _MAX_FDS = 32
 class Attachment:
     """Descriptors of maps, programs and attachments; close() detaches everything."""
 
-    fds: Mapping[str, int]
+    fds: dict[str, int]
     notices: tuple[str, ...]
     headers: str
     python: str
@@ -58,6 +59,21 @@ class Attachment:
         return {
             hook: program_info(self.fds[name])["recursion_misses"] for hook, name in hooks.items() if name in self.fds
         }
+
+    def mend(self) -> str | None:
+        """Attach the sockops hook again if somebody has detached it. None: nobody has.
+
+        The answer is why that failed, "" if it did not.
+        """
+        link = self.fds.get("sockops", -1)
+        if link < 0 or is_attached(link):
+            return None
+        os.close(self.fds.pop("sockops"))
+        try:
+            self.fds["sockops"] = link_create(self.fds["sockops_program"], self.fds["cgroup"], BPF_CGROUP_SOCK_OPS)
+        except OSError as error:
+            return str(error)
+        return ""
 
     def close(self) -> None:
         """Detach. Idempotent."""

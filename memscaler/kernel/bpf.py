@@ -20,7 +20,7 @@ _INFO_BY_FD, _MAP_LOOKUP_BATCH, _LINK_CREATE = 15, 24, 28
 NOEXIST, EXIST = 1, 2
 _BATCH = 4096
 _BATCHES = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (5, 6)
-_PROG_INFO_BYTES, _MAP_INFO_BYTES = 232, 80
+_PROG_INFO_BYTES, _MAP_INFO_BYTES, _LINK_INFO_BYTES = 232, 80, 32
 _RUN_TIME_NS, _RUN_COUNT, _RECURSION_MISSES = 192, 200, 208  # offsets in struct bpf_prog_info
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,6 +137,16 @@ class HashMap:
 def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
     """Attach a program; it is detached when the descriptor returned is closed. Linux 5.7 for cgroups."""
     return _call(_LINK_CREATE, struct.pack("=IIII", program_fd, target_fd, attach_type, 0).ljust(64, b"\0"))
+
+
+def is_attached(link_fd: int) -> bool:
+    """False if somebody has detached this cgroup link (BPF_LINK_DETACH, Linux 5.9): it has no cgroup then.
+
+    struct bpf_link_info: type, id, prog_id, then for a cgroup its id and the attach type.
+    """
+    info = ctypes.create_string_buffer(_LINK_INFO_BYTES)
+    _call(_INFO_BY_FD, struct.pack("=IIQ", link_fd, _LINK_INFO_BYTES, ctypes.addressof(info)))
+    return bool(struct.unpack_from("=Q", info, 16)[0])
 
 
 def map_sizes(fd: int) -> tuple[int, int, int]:

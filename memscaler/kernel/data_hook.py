@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 
-from memscaler.kernel.bpf import HashMap, link_create
+from memscaler.kernel.bpf import HashMap, is_attached, link_create
 
 _CGROUP_INET_INGRESS, _CGROUP_INET_EGRESS = 0, 1
 _COOKIE, _SLOT = struct.Struct("=Q"), struct.Struct("=I")
@@ -38,6 +38,20 @@ class DataHook:
     def attached(self) -> bool:
         """True while packets are looked at."""
         return bool(self._links)
+
+    def mend(self) -> str | None:
+        """Attach it again if somebody has detached it. None: nobody has.
+
+        The answer is why that failed, "" if it did not.
+        """
+        if all(map(is_attached, self._links)):
+            return None
+        self.detach()
+        try:
+            self.attach()
+        except OSError as error:
+            return str(error)
+        return ""
 
     def attach(self) -> None:
         """Begin to look at packets. Idempotent. Raise OSError where the kernel has no such hook."""

@@ -163,6 +163,12 @@ class Processes:
         return process is not None and pid in self._table and process.started == self._table[pid].started
 
 
+def start_time(pid: int) -> int | None:
+    """When it started, in clock ticks since boot; None if there is no such process."""
+    process = _process(_read(f"{PROC}/{pid}/stat", _STAT_BYTES), pid)
+    return None if process is None else process.started
+
+
 def parse_cgroups(text: str) -> tuple[str, ...]:
     """The paths in /proc/PID/cgroup, whose lines are NUMBER:CONTROLLERS:PATH: cgroups(7)."""
     ranked: list[tuple[int, str]] = []
