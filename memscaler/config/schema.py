@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memscaler.config import values
+from memscaler.config import hours, values
+from memscaler.config.hours import Window
 from memscaler.config.ports import Watch, check_distinct, parse_watch
 from memscaler.config.values import Address, Parse
 from memscaler.core.watch import Quiet, Scope, WatchSettings
@@ -71,6 +72,10 @@ class GpuSettings:
     lever: str
     idle_after_s: float
     min_dwell_s: float
+    retry_after_s: float
+    never_park: tuple[Window, ...]
+    quiet_hours: tuple[Window, ...]
+    quiet_idle_after_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,32 @@ class Settings:
     )
     min_dwell_s: float = option(
         "250ms", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."
+    )
+    retry_after_s: float = option(
+        "60s",
+        values.duration_s(0.1),
+        per_gpu=True,
+        help="Time that a GPU is left alone after its driver has failed; doubles up to an hour.",
+    )
+    never_park: tuple[Window, ...] = option(
+        "",
+        hours.parse_windows,
+        per_gpu=True,
+        help='Times of the week at which nothing is parked, e.g. "Mon-Fri 09:00-18:00".',
+    )
+    quiet_hours: tuple[Window, ...] = option(
+        "",
+        hours.parse_windows,
+        per_gpu=True,
+        help='Times of the week at which quiet_idle_after is the idle time, e.g. "22:00-06:00".',
+    )
+    quiet_idle_after_s: float = option(
+        "5s", values.duration_s(0.1), per_gpu=True, help="Quiet time after which a GPU is parked in quiet_hours."
+    )
+    conflict_pause_s: float = option(
+        "10m",
+        values.duration_s(1),
+        help="Time that a GPU is left alone after another program has changed its clocks; doubles up to a day.",
     )
     lever: str = option("auto", values.choice(*LEVERS), per_gpu=True, help=f"How a GPU is parked: {', '.join(LEVERS)}.")
     quiet: Quiet = option(
@@ -173,7 +204,7 @@ class Settings:
     @property
     def general(self) -> GpuSettings:
         """What a GPU without overrides goes by."""
-        return GpuSettings(self.lever, self.idle_after_s, self.min_dwell_s)
+        return GpuSettings(**{item.name: getattr(self, item.name) for item in dataclasses.fields(GpuSettings)})
 
     def watch_settings(self, watch: Watch | None) -> WatchSettings:
         """What counts as work on a watched port. None: one that nobody named (discovered)."""

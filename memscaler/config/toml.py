@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from memscaler.core.errors import ConfigError, PermissionMissing
 _HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"""^\s*("[^"]*"|'[^']*'|[A-Za-z0-9_-]+)\s*=""")
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
+
+MOST_BYTES = 1 << 20
 
 Where = tuple[str | int, ...]
 
@@ -36,15 +40,38 @@ class Document:
 
 
 def read(file: Path) -> Document:
-    """The file, parsed. Raise ConfigError if it is missing or no TOML."""
+    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted."""
     try:
-        return Document(file, file.read_text(encoding="utf-8"))
+        return Document(file, _text(file))
     except PermissionError as err:
         raise PermissionMissing(f"{file}: {err.strerror}") from err
     except OSError as err:
         raise ConfigError(f"{file}: {err.strerror}") from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"{file} is not UTF-8 text") from err
+
+
+def _text(file: Path) -> str:
+    """What it says decides what root does, so nobody but root and who runs this may write it or put another there."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+    with os.fdopen(descriptor, "rb") as opened:
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{file} is not a file")
+        if status.st_size > MOST_BYTES:
+            raise ConfigError(f"{file} is larger than {MOST_BYTES >> 10} KiB")
+        _check_trust(file, status)
+        folder = file.resolve().parent
+        _check_trust(folder, folder.stat())
+        return opened.read(MOST_BYTES + 1).decode("utf-8")
+
+
+def _check_trust(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"{path} belongs to another user (uid {status.st_uid})", hint=f"chown root {path}")
+    shared = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX  # /tmp: nobody can replace another's file
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
+        raise ConfigError(f"{path} may be written by others", hint=f"chmod go-w {path}")
 
 
 def _lines(text: str) -> dict[Where, int]:

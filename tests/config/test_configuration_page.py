@@ -12,6 +12,7 @@ from memscaler.config.load import load
 from memscaler.config.ports import Watch, parse_watch
 from memscaler.config.schema import ENV_PREFIX, OPTIONS
 from memscaler.core.watch import SCOPE_KINDS, Quiet, Scope
+from memscaler.daemon.reload import FIXED
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -33,8 +34,18 @@ are general values.
 - A *time* is `60s`, `500ms`, `2m`, `1h`, or seconds: `1.5`.
 - A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`. As a flag it has no value.
 - A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`. `--port` and `--ignore` may be given several
-  times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas.
+  times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas, times of
+  the week by semicolons.
+- A *time of the week* is `Mon-Fri 09:00-18:00`, `22:00-06:00` (every night, into the next day), `Sat,Sun` (whole days),
+  on the clock of the machine.
 - An empty variable counts as not set.
+
+The file decides what root does. So it has to belong to root, or to who runs memscaler, and nobody else may write it or
+its folder; otherwise it is refused.
+
+`memscaler reload` (or SIGHUP, `systemctl reload`) reads it anew: as a whole or not at all. GPUs that did not change are
+not touched. These need a restart, and refuse the reload: `metrics`, `settle_timeout`, `probe_servers`, `loader_python`,
+`runtime_dir`, `dry_run`, `simulate`, `log_format`, `log_level`.
 
 ## Watches
 
@@ -100,6 +111,9 @@ gpus = ["gpu3"]
 touch = "1s"
 touch_bytes = 4096
 touch_cooldown = "100ms"
+
+[gpu.gpu0]
+never_park = ["Mon-Fri 09:00-18:00"]    # somebody works with it
 
 [gpu.gpu1]                              # slow to wake: parks later than the others
 idle_after = "5m"
@@ -168,3 +182,9 @@ def test_the_words_of_the_page_are_read():
     spec = parse_watch("8080@container:web:gpu0,gpu1")
     assert spec == Watch(8080, ("gpu0", "gpu1"), Scope("container", "web"))
     assert f"`--port {spec}`" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_names_what_needs_a_restart():
+    """Every setting that refuses a reload is named as such."""
+    told = PAGE.read_text(encoding="utf-8").partition("refuse the reload:")[2].partition(".\n")[0]
+    assert {word.strip(" `\n") for word in told.split(",")} == FIXED

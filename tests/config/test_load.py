@@ -1,6 +1,7 @@
 """Where settings come from, which one wins, and what is refused."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from memscaler.config.load import for_gpu, load
 from memscaler.config.ports import Watch
-from memscaler.config.schema import DEFAULT_FILE, OPTIONS, GpuSettings, Settings
+from memscaler.config.schema import DEFAULT_FILE, OPTIONS, Settings
 from memscaler.config.values import Address
 from memscaler.core.errors import ConfigError, PermissionMissing, UsageError
 
@@ -54,7 +55,11 @@ def test_a_whole_file(config, tmp_path):
     assert settings.metrics is None
     assert settings.simulate == ("a40", "p40")
     assert settings.watches == (Watch(8080, ("gpu0", "0000:3b:00.0")), Watch(8081))
-    assert settings.gpus == {"GPU-8f3a": GpuSettings("pstate", 5, 0.25), "gpu1": GpuSettings("auto", 90, 0.25)}
+    general = settings.general
+    assert settings.gpus == {
+        "GPU-8f3a": dataclasses.replace(general, lever="pstate", idle_after_s=5),
+        "gpu1": dataclasses.replace(general, lever="auto"),
+    }
     assert settings.origins["idle_after"] == f"{tmp_path}/config.toml:2"
     assert settings.origins["gpu.GPU-8f3a.lever"] == f"{tmp_path}/config.toml:15"
     assert settings.origins["log_level"] == "default"
@@ -63,7 +68,7 @@ def test_a_whole_file(config, tmp_path):
 def test_overrides_follow_the_general_setting_from_wherever(config):
     """A GPU's own settings win; what it does not set follows the flag."""
     settings = config(FILE, {"idle_after": "7s"})
-    assert for_gpu(settings, ["gpu1", "GPU-1"]) == GpuSettings("auto", 7, 0.25)
+    assert for_gpu(settings, ["gpu1", "GPU-1"]).idle_after_s == 7
     assert for_gpu(settings, ["gpu0", "GPU-8f3a"]).idle_after_s == 5
     assert for_gpu(settings, ["gpu5"]) == settings.general
 
@@ -177,7 +182,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionMissing, match="Permission denied"):
         load({}, {}, tmp_path / "secret.toml")
 
@@ -227,3 +232,35 @@ def test_every_option_has_help_that_is_a_sentence():
     for option in OPTIONS:
         assert option.help.endswith("."), option.key
         assert option.env[0] == "MEMSCALER_" + option.key.upper()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda file: file.chmod(0o664), "may be written by others"),
+        (lambda file: file.chmod(0o646), "may be written by others"),
+        (lambda file: os.chown(file, 65534, 0), "belongs to another user"),
+        (lambda file: file.parent.chmod(0o777), "may be written by others"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "is not a file"),
+        (lambda file: (file.unlink(), file.mkdir()), "directory"),
+        (lambda file: file.write_text("#" * (1 << 21)), "is larger than"),
+    ],
+)
+def test_a_file_that_others_could_write_is_refused(tmp_path, spoil, problem):
+    """It decides what root does: a file that anybody else could have written, or put there, is not read."""
+    file = tmp_path / "config.toml"
+    file.write_text("[[watch]]\nport = 8080\n")
+    assert load({}, {}, file).watches
+    spoil(file)
+    with pytest.raises(ConfigError, match=problem):
+        load({}, {}, file)
+    tmp_path.chmod(0o700)
+
+
+def test_a_shared_folder_with_the_sticky_bit_is_fine(tmp_path):
+    """As /tmp is: nobody but its owner can replace a file there."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "config.toml").write_text("[[watch]]\nport = 8080\n")
+    assert load({}, {}, folder / "config.toml").watches
