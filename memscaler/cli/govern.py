@@ -33,9 +33,13 @@ def main() -> NoReturn:
         from memscaler.daemon.main import run
         from memscaler.observe.log import configure
 
-        settings = load(told["flags"], os.environ, None if told["config"] is None else Path(told["config"]))
+        config = None if told["config"] is None else Path(told["config"])
+        settings = load(told["flags"], os.environ, config)
         configure(settings.log_format, settings.log_level, os.environ)
-        sys.exit(run(settings))
+        ended = run(settings, lambda: load(told["flags"], os.environ, config))
+        if ended.again:
+            os.execv(sys.executable, [sys.executable, "-P", __file__, sys.argv[1]])  # noqa: S606  # as become_governor
+        sys.exit(0 if ended.well else 1)
 
 
 if __name__ == "__main__":

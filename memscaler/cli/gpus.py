@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate
-from memscaler.cli.output import columns, print_json
+from memscaler.cli.output import columns, labelled, print_json
 
 if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
     from memscaler.config.schema import Settings
@@ -17,8 +17,6 @@ if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
     from memscaler.gpu.journal import Entry, Journal
     from memscaler.gpu.levers import Lever
 
-WIDTH = 80
-INDENT = " " * 6
 UNKNOWN = "-"
 
 
@@ -140,18 +138,14 @@ def _row(card: Card) -> tuple[str, ...]:
 
 def _details(card: Card) -> str:
     lines = [f"gpu{card.identity.index}  {card.identity.uuid}  {card.identity.pci_bus_id}"]
-    lines += _wrapped("parking:", card.parking)
-    lines += _wrapped("why:", card.why)
+    lines += labelled("parking:", card.parking)
+    lines += labelled("why:", card.why)
     if card.lever:  # else `why` has them all
         for lever, reason in card.refused:
-            lines += _wrapped(f"not {lever}:", reason)
+            lines += labelled(f"not {lever}:", reason)
     if card.lock is not None:
-        lines += _wrapped("parked by memscaler:", f"{card.lock.lever} at {card.lock.target}; see `memscaler restore`")
+        lines += labelled("parked by memscaler:", f"{card.lock.lever} at {card.lock.target}; see `memscaler restore`")
     return "\n".join(lines)
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{label} {text}", WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "  ")
 
 
 def _mhz(clock_mhz: int | None) -> str:

@@ -9,11 +9,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from memscaler import __version__
-from memscaler.cli import gpus, ports, restore, run
+from memscaler.cli import gpus, hold, ports, restore, run, status, steer
 from memscaler.cli.errors import exit_with
 
 EPILOG = (
-    "Exit codes: 0 ok, 1 failed, 2 usage, 4 no permission, 69 no usable kernel feature or GPU, 78 bad configuration. "
+    "Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon not running, 4 no permission, 69 no usable kernel feature or GPU, "
+    "78 bad configuration. "
     "MEMSCALER_DEBUG=1 shows tracebacks."
 )
 
@@ -30,6 +31,14 @@ app.command("run", short_help="Park quiet GPUs, wake them when a client connects
 app.command("gpus", short_help="Show the GPUs and what parking would do.")(gpus.gpus)
 app.command("ports", short_help="Show the servers that listen, their GPUs and what would be watched.")(ports.ports)
 app.command("restore", short_help="Wake what a memscaler that is gone left parked.")(restore.restore)
+app.command("status", short_help="Show what the running daemon does, and why.")(status.status)
+app.command("hold", cls=hold.HoldCommand, short_help="Keep GPUs awake: for a time, or while a command runs.")(hold.hold)
+app.command("unhold", short_help="End holds.")(hold.unhold)
+app.command("park", short_help="Park GPUs now.")(steer.park)
+app.command("pause", short_help="Keep every GPU awake.")(steer.pause)
+app.command("resume", short_help="Govern again, after pause or release.")(steer.resume)
+app.command("release", short_help="Let go of the driver, for its upgrade.")(steer.release)
+app.command("reload", short_help="Read the configuration anew.")(steer.reload)
 
 
 def _version(wanted: bool) -> None:

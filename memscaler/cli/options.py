@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from memscaler.config.schema import BY_KEY, DEFAULT_FILE
+from memscaler.config.schema import BY_KEY, DEFAULT_FILE, Settings
 
 
 def setting(key: str, *names: str, metavar: str = "") -> Any:
@@ -18,6 +20,17 @@ def setting(key: str, *names: str, metavar: str = "") -> Any:
     return typer.Option(*names, help=text, metavar=metavar or None, show_default=False)
 
 
+def settings_anyway(flags: Mapping[str, object]) -> Settings:
+    """The settings, without the configuration file if that is broken or may not be read."""
+    from memscaler.config.load import load, without_file
+    from memscaler.core.errors import ConfigError, PermissionMissing
+
+    try:
+        return load(flags, os.environ)
+    except (ConfigError, PermissionMissing, OSError):
+        return without_file(flags, os.environ)
+
+
 Config = Annotated[
     Path | None,
     typer.Option("--config", help=f"Configuration file. Default: {DEFAULT_FILE}, if it is there.", metavar="FILE"),
@@ -25,3 +38,14 @@ Config = Annotated[
 RuntimeDir = Annotated[str | None, setting("runtime_dir", "--runtime-dir", metavar="DIR")]
 Simulate = Annotated[str | None, setting("simulate", "--simulate", metavar="BOARDS")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Gpus = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[GPU]...",
+        help="gpu0 or 0, a beginning of its UUID, or its PCI address. Default: all.",
+        show_default=False,
+    ),
+]
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever looks at the status.", show_default=False)
+]

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate, setting
-from memscaler.cli.output import columns, print_json
+from memscaler.cli.output import WIDTH, columns, labelled, print_json
 
 if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
     from collections.abc import Sequence
@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
     from memscaler.daemon.discovery import Found
     from memscaler.gpu.inventory import Driver
 
-WIDTH = 80
-INDENT = " " * 6
 NONE = "-"
 SCOPE_WIDTH = 24
 MOST_GPUS = 2
@@ -113,12 +111,6 @@ def _row(found: Found, gpus: Sequence[str]) -> tuple[str, ...]:
 def _details(found: Found) -> str:
     name = found.watch or (f"{found.port}@{found.scope}" if found.port else found.scope)
     lines = [f"{name}  {', '.join(found.addresses)}".rstrip()]
-    lines += _wrapped("why:", found.why)
-    lines += _wrapped("note:" if found.attach else "not watched:", found.problem)
+    lines += labelled("why:", found.why)
+    lines += labelled("note:" if found.attach else "not watched:", found.problem)
     return "\n".join(lines)
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    if not text:
-        return []
-    return textwrap.wrap(f"{label} {text}", WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + "  ")

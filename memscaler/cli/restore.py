@@ -5,16 +5,11 @@ Of the configuration file it wants only where the journal is, and does without i
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from memscaler.cli.options import Json, RuntimeDir, Simulate
-
-if TYPE_CHECKING:
-    from memscaler.config.schema import Settings
+from memscaler.cli.options import Json, RuntimeDir, Simulate, settings_anyway
 
 FAILED, NO_PERMISSION = 1, 4
 
@@ -34,7 +29,7 @@ def restore(
     from memscaler.daemon.lock import refuse_beside_daemon
     from memscaler.gpu.restore import restore_from
 
-    settings = _settings({"runtime_dir": runtime_dir, "simulate": simulate})
+    settings = settings_anyway({"runtime_dir": runtime_dir, "simulate": simulate})
     refuse_beside_daemon(settings.runtime_dir)
     start_simulation(settings.simulate, settings.runtime_dir)
     report = restore_from(settings.runtime_dir / JOURNAL, all_levers=everything)
@@ -46,13 +41,3 @@ def restore(
         print(report)
     if not report.ok:
         raise typer.Exit(NO_PERMISSION if report.permission_missing else FAILED)
-
-
-def _settings(flags: Mapping[str, object]) -> Settings:
-    from memscaler.config.load import load, without_file
-    from memscaler.core.errors import ConfigError
-
-    try:
-        return load(flags, os.environ)
-    except (ConfigError, OSError):
-        return without_file(flags, os.environ)

@@ -2,18 +2,24 @@
 
 The governor hands over a snapshot when it is asked (`fresh`), so a scrape sees this moment and not the last sample.
 If it does not answer in time, the scrape fails (503): Prometheus shows `up 0`, which is true, and never stale numbers.
+
+What listens on a loopback address is for this machine only. A web page that a browser of this machine shows could read
+it all the same, if the page's own name leads to 127.0.0.1 (DNS rebinding). So there the Host must be one of our names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from aiohttp import web
@@ -25,8 +31,10 @@ from memscaler.observe.metrics import render
 FRESH_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 MOST_CONNECTIONS = 16
+HOSTS = Path("/etc/hosts")
 
 Fresh = Callable[[], "Future[Snapshot]"]
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 
 _INDEX = """<!doctype html><title>memscaler</title>
 <h1>memscaler</h1><p><a href="/metrics">Metrics</a> for Prometheus.</p>
@@ -45,7 +53,8 @@ class MetricsServer:
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        logging.getLogger("asyncio").addHandler(logging.NullHandler())  # else it writes to stderr by itself
+        for library in ("asyncio", "aiohttp"):
+            logging.getLogger(library).addHandler(logging.NullHandler())  # else they write to stderr by themselves
 
     @property
     def address(self) -> tuple[str, int]:
@@ -79,7 +88,7 @@ class MetricsServer:
         await runner.cleanup()
 
     def _app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[_only_our_names] if _is_loopback(self.address[0]) else [])
         app.add_routes([web.get("/", self._index), web.get("/metrics", self._metrics)])
         return app
 
@@ -106,6 +115,51 @@ def _protocol(runner: web.AppRunner) -> asyncio.BaseProtocol:
     for oldest in server.connections[: 1 - MOST_CONNECTIONS]:
         oldest.force_close()
     return server()
+
+
+@web.middleware
+async def _only_our_names(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """403 for a Host that anybody can have made lead here."""
+    hosts = request.headers.getall("Host", [""])
+    if len(hosts) != 1 or not _is_ours(hosts[0]):
+        raise web.HTTPForbidden(text="the Host of this request is no name of this machine\n")
+    return await handler(request)
+
+
+def _is_ours(host: str) -> bool:
+    """An address, localhost or this machine's name; with a port or without."""
+    name = host.rpartition(":")[0] if _PORT.search(host) else host
+    name = name.lower().removesuffix(".")
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
+    return _is_address(name) or name == "localhost" or name in _own_names()
+
+
+def _own_names() -> set[str]:
+    """The host name and its aliases in /etc/hosts. DNS would take its time, and is what is not trusted here."""
+    own = socket.gethostname().lower()
+    names = {own}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in HOSTS.read_text(encoding="utf-8").lower().splitlines():
+            words = line.partition("#")[0].split()[1:]
+            if own in words:
+                names.update(words)
+    return names
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:

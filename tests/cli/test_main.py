@@ -52,6 +52,11 @@ def test_run_offers_every_setting():
         "touch_bytes",
         "touch_cooldown",
         "probe_servers",
+        "retry_after",
+        "conflict_pause",
+        "never_park",
+        "quiet_hours",
+        "quiet_idle_after",
     }
 
 

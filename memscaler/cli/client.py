@@ -1,0 +1,127 @@
+"""Asking the running daemon: HTTP over its Unix socket, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from memscaler.cli.options import settings_anyway
+from memscaler.cli.output import SCHEMA, plain
+from memscaler.core.errors import ConfigError, DaemonNotRunning, MemscalerError, PermissionMissing, UsageError
+from memscaler.daemon.requests import SOCKET
+
+TIMEOUT_S = 20  # the daemon gives up on a request after 5 s, on an answer after 10
+MOST_BYTES = 8 << 20  # of an answer
+
+Document = dict[str, Any]
+_ERRORS = {
+    HTTPStatus.BAD_REQUEST: UsageError,
+    HTTPStatus.FORBIDDEN: PermissionMissing,
+    HTTPStatus.UNPROCESSABLE_ENTITY: ConfigError,
+}
+
+
+class Client:
+    """Asks the daemon of a runtime directory; None: the configured one.
+
+    Every method raises DaemonNotRunning if nobody listens, PermissionMissing for who may not ask, UsageError,
+    ConfigError or another MemscalerError for what the daemon refuses.
+    """
+
+    def __init__(self, runtime_dir: str | None) -> None:
+        self._path = settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / SOCKET
+
+    def status(self) -> Document:
+        """The status document."""
+        with self._ask("GET", "/v1/status", None) as response:
+            return _document(response.read(MOST_BYTES))
+
+    def change(self, what: str, **wanted: object) -> Document:
+        """Ask for a change: the last part of its route, and the body's keys."""
+        with self._ask("POST", f"/v1/{what}", wanted) as response:
+            return _document(response.read(MOST_BYTES))
+
+    @contextmanager
+    def held(self, **wanted: object) -> Iterator[Document]:
+        """A hold that lasts as long as the context, or as this process if that is shorter."""
+        with self._ask("POST", "/v1/hold", {**wanted, "tied": True}) as response:
+            yield _document(response.readline(MOST_BYTES))
+
+    def _ask(self, method: str, route: str, body: Mapping[str, object] | None) -> http.client.HTTPResponse:
+        """The beginning of a good answer, which keeps the connection open until it is closed."""
+        connection = _UnixConnection(self._path)
+        connection.connect()
+        try:
+            with suppress(BrokenPipeError):  # it has answered before it has read everything
+                connection.request(method, route, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            if response.status == HTTPStatus.OK:
+                return response
+            with response:
+                refusal = _refusal(response.status, response.read(MOST_BYTES))
+        except (OSError, http.client.HTTPException) as error:
+            hint = "see its log; `systemctl status memscaler` tells whether it lives"
+            raise MemscalerError("the daemon does not answer", hint=hint) from error
+        finally:
+            connection.close()
+        raise refusal
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Raise MemscalerError with what to do."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Python's own timeout would make a full queue an error at once; unix(7), EAGAIN
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT_S, 0))
+        try:
+            self.sock.connect(str(self._path))
+        except OSError as error:
+            self.close()
+            raise _unreachable(self._path, error) from error
+        self.sock.settimeout(TIMEOUT_S)
+
+
+def _unreachable(path: Path, error: OSError) -> MemscalerError:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+            return DaemonNotRunning(f"memscaler does not run: nobody listens on {path}")
+        case PermissionError():
+            hint = "root may do everything, members of group memscaler may look"
+            return PermissionMissing(f"you may not ask the daemon: no access to {path}", hint=hint)
+        case BlockingIOError():
+            return MemscalerError("the daemon does not answer: too many wait already", hint="see its log")
+        case _:
+            return MemscalerError(f"cannot ask {path}: {error.strerror or error}")
+
+
+def _document(text: bytes) -> Document:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise MemscalerError("the daemon broke off its answer", hint="see its log") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise MemscalerError("the daemon is of another version than this command", hint="restart it")
+    return document
+
+
+def _refusal(status: int, text: bytes) -> MemscalerError:
+    kind = _ERRORS.get(HTTPStatus(status), MemscalerError)
+    try:
+        told = _document(text)
+    except MemscalerError:
+        told = {}
+    lines = str(told.get("error", f"the daemon refuses, with HTTP status {status}")).splitlines()
+    return kind("\n".join(map(plain, lines)), hint=plain(told.get("hint", "")))
