@@ -1,10 +1,13 @@
-"""The guardian: a process that waits for the daemon's death and wakes what it left parked.
+"""The guardian: a process that waits for the daemon's death, or its standstill, and wakes what it left parked.
 
 It blocks on a socket whose other end only the daemon holds. "bye" means that the daemon ended well; the end of the
 stream without it means that it was killed, and the kernel closes the stream only after the last thread has left its
 system calls, so no driver call of the daemon can come after the restore. Everything that the restore needs is
 imported before, so that it starts within milliseconds; the driver is opened only then, because an open driver
 session would block driver upgrades.
+
+A daemon that is stopped (SIGSTOP, a debugger) cannot wake anything either. So the guardian listens to the doorbell as
+well, behind everybody else: if it rings and the daemon stands still a moment later, the guardian wakes its GPUs.
 """
 
 from __future__ import annotations
@@ -30,19 +33,23 @@ JOURNAL = "journal"  # folder in the runtime directory
 READY, GOODBYE = b"ready", b"bye"
 START_TIMEOUT_S = 20.0
 RESTORE_BUDGET_S = 30.0
+STANDSTILL_S = 0.25
+_STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugger
 
 
 class Guardian:
     """The daemon's side: starts the process, and knows when it has died (`pidfd` becomes readable)."""
 
-    def __init__(self, runtime_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, runtime_dir: Path, environment: Mapping[str, str], doorbell: int = -1) -> None:
+        """doorbell: the descriptor that becomes readable when a client comes to a parked GPU; -1: there is none."""
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs:
+            # -P: modules come from where memscaler is installed, never from the folder that it was started in
+            command = [sys.executable, "-P", __file__, str(theirs.fileno()), str(runtime_dir.absolute()), str(doorbell)]
             self._process = subprocess.Popen(  # noqa: S603  # our own module, our own interpreter
-                # -P: modules come from where memscaler is installed, never from the folder that it was started in
-                [sys.executable, "-P", __file__, str(theirs.fileno()), str(runtime_dir.absolute())],
-                pass_fds=[theirs.fileno()],
+                command,
+                pass_fds=[fd for fd in (theirs.fileno(), doorbell) if fd >= 0],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
@@ -81,15 +88,37 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-1000")
     channel = socket.socket(fileno=int(arguments[0]))
+    runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
     said = b""
     with contextlib.suppress(ConnectionError):  # dead already: all the more to do
         channel.send(READY)
+        _wait(channel, doorbell, daemon, runtime_dir)
         said = channel.recv(16)
-    return 0 if said == GOODBYE else rescue(Path(arguments[1]))
+    return 0 if said == GOODBYE else rescue(runtime_dir, "died")
 
 
-def rescue(runtime_dir: Path) -> int:
-    """Wake what the journal says is parked; exit status as of `memscaler restore`."""
+def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path) -> None:
+    """Until the daemon says something or has died; meanwhile stand in for it while it stands still."""
+    epoll = select.epoll()
+    epoll.register(channel, select.EPOLLIN)
+    if doorbell >= 0:
+        epoll.register(doorbell, select.EPOLLIN | select.EPOLLET)  # by its edge: the daemon silences it
+    while channel.fileno() not in (ready := {fd for fd, _ in epoll.poll()}):
+        if doorbell in ready:
+            time.sleep(STANDSTILL_S)
+            if _stands_still(daemon):
+                rescue(runtime_dir, "stands still")
+
+
+def _stands_still(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in _STOPPED
+    except (OSError, IndexError):
+        return False  # it is gone: the channel tells
+
+
+def rescue(runtime_dir: Path, why: str) -> int:
+    """Wake what the journal says is parked; exit status as of `memscaler restore`. why: what the daemon did."""
     end = time.monotonic() + RESTORE_BUDGET_S
     while True:
         try:
@@ -101,7 +130,7 @@ def rescue(runtime_dir: Path) -> int:
                 return error.exit_code
         time.sleep(1)
     for gpu in report.gpus:
-        _say(f"the daemon died; {gpu}")
+        _say(f"the daemon {why}; {gpu}")
     return 0 if report.ok else 1
 
 

@@ -12,11 +12,13 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from functools import partial
 
 from memscaler.core import governor
@@ -28,6 +30,8 @@ from memscaler.core.model import (
     Arm,
     Counters,
     Doubt,
+    GovernorState,
+    GpuPolicy,
     Hold,
     LeverResult,
     Look,
@@ -35,29 +39,41 @@ from memscaler.core.model import (
     Outcome,
     Park,
     Phase,
+    Policy,
     Reconcile,
     Stop,
     Surveyed,
     Unhold,
     Wake,
 )
-from memscaler.core.snapshot import Snapshot
+from memscaler.core.snapshot import HoldSnapshot, Snapshot
+from memscaler.daemon import conflicts, rivals
+from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.discovery import Found
-from memscaler.daemon.guardian import START_TIMEOUT_S, Guardian
+from memscaler.daemon.guardian import Guardian
+from memscaler.daemon.hours import Hours
+from memscaler.daemon.keeper import Keeper
+from memscaler.daemon.leases import Leases
+from memscaler.daemon.listening import Listening
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Recorder
+from memscaler.daemon.reload import Plan, Reloaded
+from memscaler.daemon.requests import Asked, Document, ReleaseWanted, ReloadWanted, Status, TiedEnded
 from memscaler.daemon.scout import LookFailed, Scout, WatchesFound
 from memscaler.daemon.server_word import ServerSpoke
+from memscaler.daemon.steering import Steering
+from memscaler.daemon.targets import Governed
+from memscaler.daemon.wall_clock import WallClock
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator, hand_over
 from memscaler.gpu.reports import Note, Report, Sample, WakeTiming
 from memscaler.kernel.doorbell import Door, Doorbell
 from memscaler.kernel.ledger import Ledger
+from memscaler.observe import status
 
 GUARDIAN_HOLD = "guardian"
 FOR_EVER_NS = 2**62
-GUARDIAN_PAUSE_NS = SECOND_NS
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
@@ -65,9 +81,16 @@ JOIN_S = 0.2
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 HEAL_EVERY_NS = 5 * SECOND_NS
 POLL_NS = 20_000_000  # while a GPU is parked and the kernel cannot ring (before Linux 5.8)
-LISTEN_EVERY_NS = 2 * SECOND_NS  # see kernel/traffic.py: what is said in between counts as one
 SNAPSHOT_WAIT_NS = 250_000_000
 SNAPSHOT_FRESH_NS = SECOND_NS
+
+
+class Ending(StrEnum):
+    """What is to follow the end of the loop."""
+
+    STOP = "stop"
+    RELEASE = "release"  # let go of the driver, and wait
+    RESTART = "restart"  # begin anew in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +107,35 @@ class StopWanted:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadSignal:
+    """SIGHUP."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop connects. unmanaged: GPU -> why no lever works on it; start_guardian None: a dry run needs none."""
+    """What the loop connects. start_guardian None: a dry run needs none.
+
+    governed: what to begin with; equip: makes the actuator of a GPU, and its door where the kernel can ring.
+    plan: begins to read the configuration anew, and reports a Reloaded with this future.
+    gpu_users: the pids that had a context on a GPU when that was last looked at.
+    outdated: says why the driver's library has to be loaded anew, "" if it has not.
+    """
 
     watching: Watching
-    unmanaged: Mapping[str, str]
+    governed: Mapping[str, Governed]
     ledger: Ledger
-    actuators: Mapping[str, Actuator]
-    doors: Mapping[str, Door]
+    equip: Callable[[Governed], tuple[Actuator, Door | None]]
     recorder: Recorder
     mailbox: Mailbox
     notifier: Notifier
     scout: Scout
+    leases: Leases
+    conflicts: Conflicts
     start_guardian: Callable[[], Guardian] | None
+    plan: Callable[[Future[Document]], None]
+    gpu_users: Callable[[], Collection[int]]
+    outdated: Callable[[], str]
     sample_every_ns: int
 
 
@@ -106,57 +144,62 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self._watching = parts.watching
-        self._doors = parts.doors
         self._scout = parts.scout
-        self._policy = parts.watching.policy()
         self._ledger = parts.ledger
-        self._actuators = parts.actuators
         self._recorder = parts.recorder
         self._mailbox = parts.mailbox
         self._notifier = parts.notifier
-        self._start_guardian = parts.start_guardian
+        self._equip = parts.equip
+        self._conflicts = parts.conflicts
+        self._plan = parts.plan
+        self._gpu_users = parts.gpu_users
+        self._outdated = parts.outdated
         self._sample_every_ns = parts.sample_every_ns
-        fds = parts.ledger.attachment.fds
-        self._doorbell = Doorbell(fds["doorbell"]) if parts.ledger.attachment.rings else None
-        self._guardian = parts.start_guardian() if parts.start_guardian else None
+        self._doorbell = Doorbell(parts.ledger.attachment.fds["doorbell"]) if parts.ledger.attachment.rings else None
         self._epoll = select.epoll()
+        self._keeper = Keeper(parts.start_guardian, self._epoll, parts.recorder, self._alone, self._guarded)
+        self._governed = dict(parts.governed)
+        self._actuators: dict[str, Actuator] = {}
+        self._doors: dict[str, Door] = {}
+        self._policy = parts.watching.policy()
         now_ns = time.monotonic_ns()
-        left_behind = [uuid for uuid, actuator in parts.actuators.items() if actuator.left_behind]
-        self._state = governor.initial(self._policy, now_ns, parts.unmanaged, left_behind)
+        self._state = GovernorState({}, now_ns + self._policy.reconcile_every_ns, now_ns)
+        self._take_on(self._governed)
+        self._listening = Listening(parts.ledger)
+        self._steering = Steering(parts.leases, self._feed, lambda: self._state, self._why_awake)
+        self._hours = Hours(self._feed)
+        self._wall = WallClock()
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
         self._listens = False
         self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
         self._wanted: list[tuple[int, int, Future[Snapshot]]] = []  # (samples from, answer by, for whom)
+        self.ending = Ending.STOP
+        self.asker: Future[Document] | None = None
+        """Who waits for what follows the end."""
         # When to do what; 0: not at all.
         self._deadline_ns = now_ns
         self._sample_due_ns = now_ns
         self._heartbeat_due_ns = now_ns
         self._check_due_ns = 0
-        self._listen_due_ns = 0
         self._healed_ns = 0
-        self._guardian_due_ns = 0
-        self._guardian_started_ns = 0
         self._stop_by_ns = 0
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Govern until told to stop."""
+        """Govern until told to stop. What is to follow then is `ending`."""
         if self._doorbell is not None:
             self._epoll.register(self._doorbell.fd, 0)
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
-        if self._guardian is not None:
-            if not self._guardian.wait_ready(START_TIMEOUT_S):
-                raise MemscalerError("the guardian process does not start", hint="see the log above")
-            self._recorder.guardian_ready(self._guardian.pid)
-            self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
+        self._epoll.register(self._wall.fd, select.EPOLLIN)
+        self._keeper.wait_ready()
         self._mind_signals()
-        self._follow_watches()
+        self._follow_governed()
         self._scout.start()
         self._note_states(time.monotonic_ns())
         self._recorder.started()
-        self._notifier.send("READY=1")
+        self._notifier.ready()
         while not self._ended():
             self._turn()
         return self._leave()
@@ -167,9 +210,13 @@ class Loop:
         self._signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._signal_pipe[1], warn_on_full_buffer=False)
         self._epoll.register(self._signal_pipe[0], select.EPOLLIN)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        if _has_terminal():  # then a hang-up is one
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+                signal.signal(signal.SIGHUP, lambda *_: self._mailbox.put(StopWanted("SIGHUP")))
+        else:
+            signal.signal(signal.SIGHUP, lambda *_: self._mailbox.put(ReloadSignal()))
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
 
@@ -180,15 +227,16 @@ class Loop:
         return stopped or time.monotonic_ns() >= self._stop_by_ns
 
     def _leave(self) -> bool:
-        self._notifier.send("STOPPING=1")
+        if self.ending is Ending.STOP:
+            self._notifier.stopping()
         self._scout.end()
         left = [uuid for uuid, gpu in self._state.gpus.items() if gpu.phase is not Phase.STOPPED]
         for uuid in left:
             self._recorder.left_parked(uuid)
-        if self._guardian is not None:
-            self._guardian.close() if left else self._guardian.dismiss()
+        self._keeper.leave(all_awake=not left)
         for actuator in self._actuators.values():
             actuator.close()
+        self._wall.close()
         # One that hangs in the driver would make closing the driver hang too.
         return not left and all(actuator.join(JOIN_S) for actuator in self._actuators.values())
 
@@ -206,10 +254,9 @@ class Loop:
             os.read(self._signal_pipe[0], 64)  # its handler has run by now
         if self._mailbox.fd in ready:
             self._read_mail()
-        if self._guardian is not None and self._guardian.pidfd in ready:
-            self._guardian_died()
-        elif self._guardian is not None and self._guardian.fd in ready:
-            self._guardian_spoke()
+        self._keeper.heed(ready)
+        if self._wall.fd in ready:
+            self._look_at_the_clock()
         self._timers(time.monotonic_ns())
 
     def _think(self) -> None:
@@ -236,8 +283,8 @@ class Loop:
         due += [by_ns for _, by_ns, _ in self._wanted]
         if self._doorbell is None and self._ready_wakes:
             due.append(time.monotonic_ns() + POLL_NS)
-        others = (self._check_due_ns, self._listen_due_ns, self._guardian_due_ns, self._stop_by_ns)
-        due += [at for at in others if at]
+        others = (self._check_due_ns, self._listening.due_ns, self._keeper.due_ns, self._stop_by_ns)
+        due += [at for at in (*others, self._steering.next_end_ns()) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
         return min(due)
@@ -245,14 +292,8 @@ class Loop:
     def _timers(self, now_ns: int) -> None:
         if now_ns >= self._check_due_ns:
             self._check_due_ns = 0
-        for uuid, due_ns in self._calls_due():
-            call = self._actuators[uuid].overdue(now_ns)
-            if call is not None:
-                self._wedged[uuid] = due_ns
-                reason = f"the driver does not return from {call}"
-                self._recorder.error(uuid, "hung", reason)
-                self._feed(LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason))
-        if self._listen_due_ns and now_ns >= self._listen_due_ns:
+        self._mark_hung_calls(now_ns)
+        if self._listening.due_ns and now_ns >= self._listening.due_ns:
             self._listen_in()
         if self._doorbell is None and self._wake_who_rang(deaf_only=True):
             self._think()
@@ -261,13 +302,28 @@ class Loop:
             self._listen_in()
             self._feed(Counters(self._ledger.readings()))
         if now_ns >= self._sample_due_ns:
+            self._mend_hooks()
             self._sample()
-        if self._guardian_due_ns and now_ns >= self._guardian_due_ns:
-            self._replace_guardian()
+            if outdated := self._outdated():
+                self._stop(outdated, Ending.RESTART)
+        if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
+            self._keeper.start_again()
+        if self._steering.next_end_ns() and now_ns >= self._steering.next_end_ns():
+            self._steering.end_what_is_over(now_ns)
+        self._let_go()
         self._answer_snapshots(now_ns)
         if self._notifier.heartbeat_ns and now_ns >= self._heartbeat_due_ns:
             self._heartbeat_due_ns = now_ns + self._notifier.heartbeat_ns
-            self._notifier.send("WATCHDOG=1", "STATUS=" + self._recorder.summary(self._state))
+            self._notifier.alive(self._recorder.summary(self._state))
+
+    def _mark_hung_calls(self, now_ns: int) -> None:
+        for uuid, due_ns in self._calls_due():
+            call = self._actuators[uuid].overdue(now_ns)
+            if call is not None:
+                self._wedged[uuid] = due_ns
+                reason = f"the driver does not return from {call}"
+                self._recorder.error(uuid, "hung", reason)
+                self._feed(LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason))
 
     def _calls_due(self) -> list[tuple[str, int]]:
         """(GPU, deadline) of the driver calls under way, without those already known to hang."""
@@ -292,9 +348,10 @@ class Loop:
                 self._do(action)
             if step.state is not before:
                 self._note_states(now_ns)
-        self._plan_listening()
+        self._listening.plan(self._state, self._policy)
         self._ready_wakes = governor.wakes_on_ring(self._state, self._policy)
         self._listen(wanted=not all(self._actuators[wake.gpu].listens for _, wake in self._ready_wakes))
+        self._steering.look_at_parks(time.monotonic_ns())
 
     def _listen(self, *, wanted: bool) -> None:
         """Hear the doorbell or not. It is silenced after some thought, hence by its edge."""
@@ -361,35 +418,79 @@ class Loop:
             return False
         return True
 
-    # ---- silence --------------------------------------------------------------------------------------------------
-
     def _listen_in(self) -> None:
-        """Of GPUs that are up: what was said on open connections, in pieces short enough to tell touches from work."""
-        self._listen_due_ns = 0
-        down = self._down_slots()
-        slots = [slot for slot in self._ledger.needs_listening() if slot not in down]
+        """Of GPUs that are up: what was said on open connections."""
+        slots = self._listening.slots(self._state, self._policy)
         if slots:
             self._ask_sockets(partial(self._ledger.listen_in, slots))
 
-    def _down_slots(self) -> set[int]:
-        """The watches that somebody relies on to be silent: what was said there, the data hook tells."""
-        quiet = governor.DOWN | {Phase.ARMING}
-        mine = [self._policy.gpus[uuid].watches for uuid, gpu in self._state.gpus.items() if gpu.phase in quiet]
-        return set().union(*mine)
+    # ---- GPUs -----------------------------------------------------------------------------------------------------
 
-    def _resting_slots(self) -> set[int]:
-        """The watches of GPUs that wait to be parked."""
-        resting = (Phase.AWAKE, Phase.COOLING)
-        gpus = [uuid for uuid, gpu in self._state.gpus.items() if gpu.phase in resting and not gpu.distrust]
-        return set().union(*[self._policy.gpus[uuid].watches for uuid in gpus])
+    def _take_on(self, governed: Mapping[str, Governed]) -> None:
+        """From now on these GPUs are governed too."""
+        for uuid, each in governed.items():
+            self._actuators[uuid], door = self._equip(each)
+            if door is not None:
+                self._doors[uuid] = door
+        self._state = governor.regroup(
+            self._state,
+            self._policy,
+            time.monotonic_ns(),
+            {uuid: each.choice.why for uuid, each in self._governed.items() if not each.choice.levers},
+            [uuid for uuid in governed if self._actuators[uuid].left_behind],
+        )
 
-    def _plan_listening(self) -> None:
-        """The data hook stays while it is needed; without it we look again now and then."""
-        down = self._down_slots()
-        if self._ledger.data_hook.attached and not down:
-            self._ledger.stop_listening()
-        if not self._listen_due_ns and self._resting_slots() & set(self._ledger.needs_listening()) - down:
-            self._listen_due_ns = time.monotonic_ns() + LISTEN_EVERY_NS
+    def _follow_governed(self) -> None:
+        """Let everybody know which GPUs there are now, and what they go by."""
+        mine = {uuid: each for uuid, each in self._governed.items() if uuid in self._watching.governed}
+        self._hours.govern({uuid: each.settings for uuid, each in mine.items()})
+        self._steering.govern({uuid: each.device for uuid, each in mine.items()})
+        self._follow_hours()
+
+    def _let_go(self) -> None:
+        """GPUs that are not governed any more go when they are awake."""
+        gone = [
+            uuid
+            for uuid, gpu in self._state.gpus.items()
+            if gpu.phase is Phase.STOPPED and uuid not in self._watching.governed
+        ]
+        if not gone:
+            return
+        left = {uuid: mine for uuid, mine in self._policy.gpus.items() if uuid not in gone}
+        self._policy = replace(self._policy, gpus=left)
+        self._state = governor.regroup(self._state, self._policy, time.monotonic_ns(), {})
+        for uuid in gone:
+            self._actuators.pop(uuid).close()
+            self._doors.pop(uuid, None)
+            self._recorder.let_go(uuid)
+            del self._governed[uuid]
+        self._follow_watches()
+
+    def _apply(self, plan: Plan) -> None:
+        """A new configuration, which was checked as a whole. GPUs that did not change do not notice."""
+        gone = self._governed.keys() - plan.governed.keys()
+        fresh = {uuid: each for uuid, each in plan.governed.items() if uuid not in self._governed}
+        others = plan.other_levers(self._governed)
+        for uuid in gone:
+            self._feed(Stop(uuid))
+        self._governed |= plan.governed
+        self._sample_every_ns = round(plan.settings.sample_every_s * SECOND_NS)
+        self._conflicts.pause_s = plan.settings.conflict_pause_s
+        self._recorder.take_on({uuid: each.device.identity for uuid, each in fresh.items()})
+        self._watching.reconfigure(plan.settings, plan.governed, plan.named)
+        self._scout.look_with(plan.look)
+        self._watching.apply(plan.founds)
+        self._policy = self._with_leaving(self._watching.policy())
+        self._take_on(fresh)
+        for uuid in others:
+            self._actuators[uuid].use(plan.governed[uuid].choice.levers)
+            self._feed(Doubt("it has another lever now", uuid))
+        self._follow_governed()
+
+    def _with_leaving(self, policy: Policy) -> Policy:
+        """GPUs on their way out are nobody's."""
+        leaving = self._state.gpus.keys() - policy.gpus.keys()
+        return replace(policy, gpus={**policy.gpus, **dict.fromkeys(leaving, GpuPolicy(frozenset()))})
 
     # ---- watches --------------------------------------------------------------------------------------------------
 
@@ -402,8 +503,8 @@ class Loop:
         self._scout.expect_more(wanted=self._watching.expects_more)
 
     def _follow_watches(self) -> None:
-        """Let the governor and the doors know which watches there are now."""
-        self._policy = self._watching.policy()
+        """Let the governor and the doors know which watches there are now, and how long they may be quiet."""
+        self._policy = self._with_leaving(self._watching.policy(self._hours.quiet))
         self._scout.watches_changed()
         for uuid, door in self._doors.items():
             door.watch(slot for slot in self._policy.gpus[uuid].watches if slot >= 0)
@@ -417,10 +518,35 @@ class Loop:
             self._reconcile(full, "overflow")
             self._healed_ns = now_ns
 
+    def _mend_hooks(self) -> None:
+        """Somebody may have detached what we attached: then connections may have come unseen."""
+        for hook, problem in (("sockops", self._ledger.attachment.mend()), ("data", self._ledger.data_hook.mend())):
+            if problem is not None:
+                self._recorder.hook_lost(hook, problem)
+                self._follow_watches()  # without it the sockets are looked at more often
+                self._feed(Doubt(f"somebody detached the {hook} hook"))
+
     def _rang_ns(self, uuid: str) -> int:
         """When the kernel rang for this GPU first; 0 if no doorbell of its watches is pressed."""
         slots = (self._ledger.counters.read(slot) for slot in self._policy.gpus[uuid].watches if slot >= 0)
         return min((slot.rang_ns for slot in slots if not slot.armed and slot.rang_ns), default=0)
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def _look_at_the_clock(self) -> None:
+        """A time of day has come, the clock was set, or the machine has slept."""
+        self._wall.read()
+        slept_s = self._wall.slept_s()
+        if slept_s:
+            self._recorder.resumed(slept_s)
+            self._steering.hold_on()
+            self._scout.watches_changed()
+            self._feed(Doubt("the machine was suspended"))  # drivers forget locks: wake, and park anew
+        self._follow_hours()
+
+    def _follow_hours(self) -> None:
+        self._wall.wake_at(self._hours.look())
+        self._follow_watches()
 
     # ---- other threads --------------------------------------------------------------------------------------------
 
@@ -430,7 +556,8 @@ class Loop:
             self._think()
         for message in messages:
             if isinstance(message, LeverResult | WakeTiming | Sample | Note):
-                self._hear_actuator(message)
+                if message.gpu in self._state.gpus:
+                    self._hear_actuator(message)
             else:
                 self._hear(message)
 
@@ -443,34 +570,95 @@ class Loop:
                 self._recorder.woke(message)
             case Sample():
                 self._recorder.sampled(message.gpu, message.reading)
-                if message.reading.utilization_ratio and self._state.gpus[message.gpu].phase is Phase.PARKED:
-                    self._feed(Doubt("the GPU works, although no watched connection is live", message.gpu))
+                self._judge(message)
             case Note(uuid, event, detail):
                 self._recorder.note(uuid, event, detail)
+
+    def _judge(self, sample: Sample) -> None:
+        """What a sample gives away: somebody works on a parked GPU, or somebody has changed the clocks of one."""
+        uuid, phase = sample.gpu, self._state.gpus[sample.gpu].phase
+        if phase is Phase.PARKED and sample.reading.utilization_ratio:
+            self._feed(Doubt("the GPU works, although no watched connection is live", uuid))
+        elif phase in (Phase.AWAKE, Phase.UNMANAGED):
+            clocks_mhz = self._governed[uuid].device.capabilities.memory_clocks_mhz
+            if what := self._conflicts.judge_working(uuid, clocks_mhz, sample.reading):
+                self._recorder.conflict(uuid, what, rivals.find())
+        else:
+            lever = self._actuators[uuid].parked_with if phase is Phase.PARKED else None
+            conflict = self._conflicts.judge(uuid, lever, sample.reading)
+            if conflict is not None:
+                self._feed(Hold(uuid, conflicts.OWNER, conflict.until_ns))
+                self._recorder.conflict(uuid, conflict.what, rivals.find())
+        if self._conflicts.look_again_ns > time.monotonic_ns():
+            self._sample_due_ns = min(self._sample_due_ns, self._conflicts.look_again_ns)
 
     def _hear(self, message: object) -> None:
         match message:
             case SnapshotWanted(answer):
                 self._want_snapshot(answer)
+            case Asked():
+                self._answer(message)
+            case TiedEnded(lease_id):
+                self._steering.tied_ended(lease_id)
             case WatchesFound(founds):
                 self._found(founds)
             case LookFailed(error):
                 self._recorder.note("", "watch.look_failed", error)
             case ServerSpoke(slot, tells):
                 self._ledger.server_tells(slot, tells=tells)
+            case ReloadSignal():
+                self._notifier.reloading()
+                self._plan(Future())
+            case Reloaded():
+                self._reloaded(message)
             case StopWanted(reason):
-                self._stop(reason)
+                self._stop(reason, Ending.STOP)
+
+    def _answer(self, asked: Asked) -> None:
+        """A request over the control socket."""
+        try:
+            match asked.request:
+                case Status():
+                    self._want_snapshot(_then(asked.answer, partial(_tell, servers=self._gpu_users())))
+                case ReloadWanted():
+                    self._plan(asked.answer)
+                case ReleaseWanted(reason):
+                    self.asker = asked.answer
+                    self._stop(f"released by {asked.peer.name}" + f": {reason}" * bool(reason), Ending.RELEASE)
+                case steered:
+                    self._steering.obey(steered, asked.peer, asked.answer)
+        except MemscalerError as error:
+            asked.answer.set_exception(error)
+
+    def _reloaded(self, reloaded: Reloaded) -> None:
+        error = reloaded.error
+        if error is None and self._stop_by_ns:
+            error = MemscalerError("memscaler is about to end")
+        if error is None and self._state.gpus.keys() - self._watching.governed:
+            error = MemscalerError("a GPU is still being let go of", hint="try again when it is awake")
+        if error is None and reloaded.plan is not None:
+            self._apply(reloaded.plan)
+        changes = () if reloaded.plan is None else reloaded.plan.changes
+        self._recorder.reloaded(changes, error)
+        self._notifier.ready()
+        with contextlib.suppress(InvalidStateError):  # the asker has given up
+            if error is not None:
+                reloaded.answer.set_exception(error)
+            else:
+                reloaded.answer.set_result({"schema": status.SCHEMA, "changes": list(changes)})
 
     def _is_unasked(self, message: object) -> bool:
         """True if an actuator has heard the doorbell and tells of the wake that the governor is about to ask for."""
-        if not isinstance(message, WakeTiming | LeverResult):
+        if not isinstance(message, WakeTiming | LeverResult) or message.gpu not in self._state.gpus:
             return False
         gpu = self._state.gpus[message.gpu]
         return gpu.phase in governor.DOWN and message.seq == gpu.seq + 1
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, ending: Ending) -> None:
         if not self._stop_by_ns:
             self._stop_by_ns = time.monotonic_ns() + STOP_BUDGET_NS
+            self.ending = ending
+            self._keeper.replace_no_more()
             self._recorder.stopping(reason)
             self._feed(Stop())
 
@@ -494,49 +682,66 @@ class Loop:
             self._feed(Counters(self._ledger.readings()))
         for wanted in ready:
             self._wanted.remove(wanted)
-            snapshot = self._recorder.snapshot(self._state, self._ledger, now_ns)
+            snapshot = self._recorder.snapshot(self._state, self._ledger, now_ns, self._about)
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 if snapshot is not None:
                     wanted[2].set_result(snapshot)
 
+    def _about(self, uuid: str) -> tuple[str, tuple[HoldSnapshot, ...]]:
+        """The lever that the next park uses: not the first choice if that turned out not to work; and the holds."""
+        lever = self._actuators[uuid].lever
+        return "none" if lever is None else lever.name, self._steering.holds_of(uuid, self._state.gpus[uuid])
+
+    def _why_awake(self, uuid: str) -> str:
+        """About a GPU that was to be parked and is not."""
+        slots = [self._ledger.watches[slot] for slot in self._policy.gpus[uuid].watches if slot >= 0]
+        live = {watch.port: self._ledger.reading(watch).live for watch in slots}
+        busy = [f"{count} on port {port}" for port, count in live.items() if count]
+        if busy:
+            return f"connections at work: {', '.join(busy)}"
+        return self._recorder.reason_of(uuid) if slots else "no port that drives it is watched now"
+
     # ---- the guardian ---------------------------------------------------------------------------------------------
 
-    def _guardian_died(self) -> None:
-        """Nobody would wake the GPUs if we died now: hold them awake until another guardian is ready."""
-        if self._guardian is None:
-            return
+    def _alone(self) -> None:
         for uuid in self._state.gpus:
             self._feed(Hold(uuid, GUARDIAN_HOLD, FOR_EVER_NS))
-        self._epoll.unregister(self._guardian.pidfd)
-        self._guardian.close()
-        self._guardian = None
-        self._recorder.guardian_died()
-        now_ns = time.monotonic_ns()
-        if now_ns - self._guardian_started_ns < GUARDIAN_PAUSE_NS:  # it dies at once: not in a circle
-            self._guardian_due_ns = now_ns + GUARDIAN_PAUSE_NS
-        else:
-            self._replace_guardian()
 
-    def _guardian_spoke(self) -> None:
-        """It is ready, or it dies: then its pidfd says so too."""
-        if self._guardian is None:
-            return
-        self._epoll.unregister(self._guardian.fd)
-        if self._guardian.wait_ready(0):
-            self._recorder.guardian_ready(self._guardian.pid)
-            for uuid in self._state.gpus:
-                self._feed(Unhold(uuid, GUARDIAN_HOLD))
+    def _guarded(self) -> None:
+        for uuid in self._state.gpus:
+            self._feed(Unhold(uuid, GUARDIAN_HOLD))
 
-    def _replace_guardian(self) -> None:
-        self._guardian_due_ns = 0
-        if self._start_guardian is None or self._stop_by_ns:
-            return
-        self._guardian_started_ns = time.monotonic_ns()
+
+def _has_terminal() -> bool:
+    """True if this process would get a SIGHUP because its terminal has gone."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _tell(snapshot: Snapshot, servers: Collection[int]) -> Document:
+    """The status, with the rivals that run: a look at every process, nothing for the loop's thread."""
+    found = [asdict(rival) for rival in rivals.find(servers)]
+    return {**status.document(snapshot), "rivals": found}
+
+
+def _then(answer: Future[Document], make: Callable[[Snapshot], Document]) -> Future[Snapshot]:
+    """A future whose result becomes the answer, made in a thread of its own."""
+
+    def work(done: Future[Snapshot]) -> None:
         try:
-            self._guardian = self._start_guardian()
-        except OSError as error:
-            self._recorder.note("", "guardian.start_failed", str(error))
-            self._guardian_due_ns = self._guardian_started_ns + GUARDIAN_PAUSE_NS
-            return
-        self._epoll.register(self._guardian.pidfd, select.EPOLLIN)
-        self._epoll.register(self._guardian.fd, select.EPOLLIN)
+            document = make(done.result())
+        except (OSError, MemscalerError) as error:
+            answer.set_exception(MemscalerError(str(error)))
+        else:
+            with contextlib.suppress(InvalidStateError):  # the asker has given up
+                answer.set_result(document)
+
+    def pass_on(done: Future[Snapshot]) -> None:
+        threading.Thread(target=work, args=(done,), name="status", daemon=True).start()
+
+    snapshot: Future[Snapshot] = Future()
+    snapshot.add_done_callback(pass_on)
+    return snapshot

@@ -12,10 +12,12 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +29,20 @@ from memscaler.core.errors import GpuError, KernelUnavailable, MemscalerError, P
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import Snapshot
 from memscaler.daemon import discovery, lock, targets
+from memscaler.daemon.conflicts import Conflicts
+from memscaler.daemon.control import ControlServer
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.guardian import JOURNAL, Guardian
-from memscaler.daemon.loop import Loop, Parts, SnapshotWanted
+from memscaler.daemon.leases import Leases
+from memscaler.daemon.loop import Ending, Loop, Parts, SnapshotWanted, StopWanted
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
+from memscaler.daemon.reload import Reloader
+from memscaler.daemon.requests import SOCKET, Document
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
+from memscaler.daemon.standby import Standby
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator
@@ -54,8 +62,16 @@ SWITCH_INTERVAL_S = 1e-4  # a scrape being rendered may hold the interpreter tha
 log = structlog.get_logger()
 
 
-def run(settings: Settings) -> int:
-    """Govern until SIGTERM, SIGINT or SIGHUP. Exit status 0, or 1 if a GPU may still be parked.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run came to its end. well: every GPU is awake. again: the governor is to begin anew in this process."""
+
+    well: bool
+    again: bool = False
+
+
+def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
+    """Govern until SIGTERM or SIGINT (or SIGHUP, if a terminal sends it). load: reads the settings anew, for a reload.
 
     Raise MemscalerError for everything that keeps it from starting.
     """
@@ -65,8 +81,38 @@ def run(settings: Settings) -> int:
     _check_rights(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     lock.prepare_runtime_dir(settings.runtime_dir)
+    notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, lock.acquire(settings.runtime_dir))
+        _serve_metrics(settings, mailbox, stack)
+        _serve_operators(settings, mailbox, stack)
+        ended, asker = Ending.RELEASE, None
+        if not Standby.is_wanted(settings.runtime_dir):
+            well, ended, asker = _govern(settings, load, mailbox, notifier)
+            if not well:
+                stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
+                return Ended(well=False)
+        if ended is Ending.RELEASE:  # the driver is closed by now
+            ended = Standby(settings, mailbox, notifier).run(asker)
+        if ended is Ending.RESTART and not _is_told_to_stop(mailbox):
+            notifier.hand_on()
+            return Ended(well=True, again=True)
+        log.info("memscaler.stopped", every_gpu_awake=True)
+        return Ended(well=True)
+
+
+def _is_told_to_stop(mailbox: Mailbox) -> bool:
+    """True if a signal came that nobody has read. From now on one ends the process, until the next program listens."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    return any(isinstance(message, StopWanted) for message in mailbox.drain())
+
+
+def _govern(
+    settings: Settings, load: Callable[[], Settings], mailbox: Mailbox, notifier: Notifier
+) -> tuple[bool, Ending, Future[Document] | None]:
+    """(every GPU is awake, what is to follow, who waits for that)."""
+    with contextlib.ExitStack() as stack:
         environment = _simulate(settings)
         driver = stack.enter_context(open_driver())
         named = targets.find_named(settings, driver)
@@ -74,38 +120,44 @@ def run(settings: Settings) -> int:
         _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
         watching = Watching(ledger, settings, governed, named)
-        look = partial(_look, settings, driver)
+        contexts: dict[str, frozenset[int]] = {}
+        look = partial(_look, driver, contexts, settings)
         watching.apply(_first_look(look))
         _say_what_is_governed(settings, governed, watching)
-        mailbox = Mailbox()
-        _serve_metrics(settings, mailbox, stack)
         word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
-        actuators, doors = _actuators(settings, governed, ledger, mailbox, word)
-        bulletin = ledger.attachment.fds.get("bulletin", -1)
-        scout = Scout(look, bulletin, ledger.counters, mailbox.put, partial(word.learn, governed) if word else _nothing)
+        learn = partial(_learn, word, watching) if word else _nothing
+        equip = partial(_equip, settings, ledger, mailbox, word)
+        identities = {uuid: each.device.identity for uuid, each in governed.items()}
+        doorbell = ledger.attachment.fds.get("doorbell", -1)
+        guardian = partial(Guardian, settings.runtime_dir, environment, doorbell)
+        reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, contexts, other), mailbox.put)
         loop = Loop(
             Parts(
                 watching=watching,
-                unmanaged={uuid: each.choice.why for uuid, each in governed.items() if not each.choice.levers},
+                governed=governed,
                 ledger=ledger,
-                actuators=actuators,
-                doors=doors,
-                recorder=Recorder(_facts(settings, driver, governed, watching, actuators), log),
+                equip=equip,
+                recorder=Recorder(_facts(settings, driver, watching), identities, log),
                 mailbox=mailbox,
-                notifier=Notifier(),
-                scout=scout,
-                start_guardian=None if settings.dry_run else partial(Guardian, settings.runtime_dir, environment),
+                notifier=notifier,
+                scout=Scout(look, ledger.attachment.fds.get("bulletin", -1), ledger.counters, mailbox.put, learn),
+                leases=_leases(settings),
+                conflicts=Conflicts(settings.conflict_pause_s),
+                start_guardian=None if settings.dry_run else guardian,
+                plan=reloader.plan,
+                gpu_users=lambda: frozenset().union(*contexts.values()),
+                outdated=lambda: driver.outdated,
                 sample_every_ns=round(settings.sample_every_s * SECOND_NS),
             )
         )
         gc.collect()
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         _stay_in_memory()
-        well = _govern(loop)
-        log.info("memscaler.stopped", every_gpu_awake=well)
+        well = _loop(loop)
         if not well:
-            stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
-        return 0 if well else 1
+            log.info("memscaler.stopped", every_gpu_awake=False)
+            stack.pop_all()  # see run
+        return well, loop.ending, loop.asker
 
 
 def _stay_in_memory() -> None:
@@ -117,7 +169,7 @@ def _stay_in_memory() -> None:
     ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
 
 
-def _govern(loop: Loop) -> bool:
+def _loop(loop: Loop) -> bool:
     """Run the loop. A mistake of ours ends the process on the spot: the guardian then wakes what is parked.
 
     Unwinding first could take for ever: closing the driver waits for calls that hang.
@@ -134,19 +186,26 @@ def _govern(loop: Loop) -> bool:
 # ---- on the way up -------------------------------------------------------------------------------------------------
 
 
-def _look(settings: Settings, driver: Driver) -> tuple[Found, ...]:
-    """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now."""
-    contexts: dict[str, frozenset[int]] = {}
+def _look(driver: Driver, contexts: dict[str, frozenset[int]], settings: Settings) -> tuple[Found, ...]:
+    """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now.
+
+    contexts: who uses which GPU, for others to know.
+    """
     for device in driver.gpus:
+        contexts[device.identity.uuid] = frozenset()
         with contextlib.suppress(GpuError):
             contexts[device.identity.uuid] = frozenset(device.processes())
     names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
     return discovery.look(
         settings.watches,
         discover=settings.discover,
-        gpu_processes=contexts,
+        gpu_processes=dict(contexts),
         name_gpu=lambda uuid: names.get(uuid, uuid),
     )
+
+
+def _learn(word: ServerWord, watching: Watching) -> None:
+    word.learn(watching.governed)
 
 
 def _nothing() -> None:
@@ -229,43 +288,51 @@ def _ask(mailbox: Mailbox) -> Future[Snapshot]:
     return answer
 
 
-def _actuators(
-    settings: Settings, governed: Mapping[str, Governed], ledger: Ledger, mailbox: Mailbox, word: ServerWord | None
-) -> tuple[dict[str, Actuator], dict[str, Door]]:
-    goes_by = ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run)
-    journal = Journal(settings.runtime_dir / JOURNAL)
-    working = word.working if word else None
-    doorbell = ledger.attachment.fds.get("doorbell")  # none: the loop polls for all
-    doors = {} if doorbell is None else {uuid: Door(doorbell, ledger.counters, ()) for uuid in governed}
-    actuators = {
-        uuid: Actuator(each.device, each.choice.levers, journal, mailbox.put, goes_by, doors.get(uuid), working)
-        for uuid, each in governed.items()
-    }
-    return actuators, doors
+def _serve_operators(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitStack) -> None:
+    """Without a control socket GPUs are governed all the same."""
+    try:
+        server = ControlServer(settings.runtime_dir / SOCKET, mailbox.put)
+    except MemscalerError as error:
+        log.error("control.failed", err=str(error), hint=error.hint)
+        return
+    server.start()
+    stack.callback(server.stop)
 
 
-def _facts(
-    settings: Settings,
-    driver: Driver,
-    governed: Mapping[str, Governed],
-    watching: Watching,
-    actuators: Mapping[str, Actuator],
-) -> Facts:
-    def lever_of(uuid: str) -> str:
-        """The one that the next park uses: not the first choice if that turned out not to work."""
-        lever = actuators[uuid].lever
-        return "none" if lever is None else lever.name
+def _leases(settings: Settings) -> Leases:
+    leases = Leases(settings.runtime_dir)
+    if leases.problem:
+        log.error("lease.lost", err=leases.problem, hint="holds of before are gone; ask for them again")
+    return leases
 
+
+def _equip(
+    settings: Settings, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
+) -> tuple[Actuator, Door | None]:
+    """The thread that parks and wakes a GPU. No door where the kernel cannot ring: then the loop polls for all."""
+    doorbell = ledger.attachment.fds.get("doorbell")
+    door = None if doorbell is None else Door(doorbell, ledger.counters, ())
+    actuator = Actuator(
+        governed.device,
+        governed.choice.levers,
+        Journal(settings.runtime_dir / JOURNAL),
+        mailbox.put,
+        ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run),
+        door,
+        word.working if word else None,
+    )
+    return actuator, door
+
+
+def _facts(settings: Settings, driver: Driver, watching: Watching) -> Facts:
     return Facts(
         version=__version__,
         driver_version=driver.driver_version,
         hostname=socket.gethostname(),
         dry_run=settings.dry_run,
-        identities={uuid: each.device.identity for uuid, each in governed.items()},
-        lever_of=lever_of,
         gpus_of_slot=watching.gpus_of_slot,
         server_of_slot=watching.server_of_slot,
-        waiting=lambda: len(watching.waiting),
+        waiting=lambda: {str(spec): why for spec, why in watching.waiting.items()},
     )
 
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import structlog
 
 from memscaler.core import energy
+from memscaler.core.errors import MemscalerError
 from memscaler.core.governor import public_state
-from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Public
-from memscaler.core.snapshot import GpuReading, GpuSnapshot, Identity, KernelSnapshot, Snapshot, WatchSnapshot
+from memscaler.core.model import SECOND_NS, GovernorState, GpuState, LeverResult, Outcome, Public
+from memscaler.core.snapshot import (
+    GpuReading,
+    GpuSnapshot,
+    HoldSnapshot,
+    Identity,
+    KernelSnapshot,
+    Snapshot,
+    WatchSnapshot,
+)
 from memscaler.core.watch import Quiet
+from memscaler.daemon.rivals import Rival
 from memscaler.gpu.reports import WakeTiming
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
 from memscaler.observe.histogram import Latencies
@@ -43,6 +53,8 @@ def telling(otherwise: object) -> Callable[[Method], Method]:
     return wrap
 
 
+About = Callable[[str], tuple[str, tuple[HoldSnapshot, ...]]]  # a GPU -> its lever, and what holds it awake
+
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
 
 
@@ -54,39 +66,55 @@ class Facts:
     driver_version: str
     hostname: str
     dry_run: bool
-    identities: Mapping[str, Identity]
-    lever_of: Callable[[str], str]
     gpus_of_slot: Callable[[int], tuple[str, ...]]
     server_of_slot: Callable[[int], str]
-    waiting: Callable[[], int]
+    waiting: Callable[[], Mapping[str, str]]
 
 
 @dataclass(slots=True)
 class _Gpu:
     """One GPU's accounts."""
 
+    identity: Identity
     public: Public | None
     since_ns: int
     account: energy.Account
     reason: str = ""
+    remedy: str = ""
+    conflict: str = ""
     transitions: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=Latencies)
     reading: GpuReading | None = None
     sampled_ns: int = 0
     asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
+    failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
 
 
 class Recorder:
     """Used by the loop's thread only."""
 
-    def __init__(self, facts: Facts, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(
+        self, facts: Facts, identities: Mapping[str, Identity], log: structlog.typing.FilteringBoundLogger
+    ) -> None:
         now_ns = time.monotonic_ns()
         self._facts = facts
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
-        self._gpus = {uuid: _Gpu(None, now_ns, energy.open_account(Public.AWAKE, now_ns)) for uuid in facts.identities}
+        self._gpus: dict[str, _Gpu] = {}
         self._guardian_restarts = 0
+        self.take_on(identities)
+
+    def take_on(self, identities: Mapping[str, Identity]) -> None:
+        """These GPUs are governed from now on."""
+        now_ns = time.monotonic_ns()
+        for uuid, identity in identities.items():
+            self._gpus[uuid] = _Gpu(identity, None, now_ns, energy.open_account(Public.AWAKE, now_ns))
+
+    def let_go(self, uuid: str) -> None:
+        """This one is not governed any more."""
+        gone = self._gpus.pop(uuid)
+        self.log.info("gpu.let_go", gpu=f"gpu{gone.identity.index}")
 
     # ---- the governor ---------------------------------------------------------------------------------------------
 
@@ -106,6 +134,8 @@ class Recorder:
                 mine.reason = gpu.distrust
             elif public is Public.PARKED:
                 mine.reason = "quiet"
+            if not gpu.distrust:
+                mine.remedy = ""
             if not first:
                 mine.transitions[public] += 1
                 self.log.info(
@@ -132,6 +162,7 @@ class Recorder:
     @telling(None)
     def lever_answered(self, result: LeverResult) -> None:
         mine = self._gpus[result.gpu]
+        mine.remedy = result.remedy or mine.remedy
         if result.outcome in WAKE_FAILURES:
             op = "wake" if result.seq == mine.asked[0] else "park"
             self.error(result.gpu, op, result.reason or str(result.outcome))
@@ -143,6 +174,7 @@ class Recorder:
         elif result.outcome is Outcome.APPLIED:
             self.log.info("gpu.lever_applied", gpu=self._index(result.gpu), what=result.reason)
         elif result.outcome is Outcome.VERIFIED:
+            mine.failed, mine.conflict = ("", ""), ""
             self.log.debug("gpu.park_verified", gpu=self._index(result.gpu))
 
     @telling(None)
@@ -167,12 +199,15 @@ class Recorder:
 
     def oldest_sample_ns(self) -> int:
         """The time of the last sample of that GPU whose last sample is oldest."""
-        return min(gpu.sampled_ns for gpu in self._gpus.values())
+        return min((gpu.sampled_ns for gpu in self._gpus.values()), default=0)
 
     @telling(None)
     def error(self, uuid: str, op: str, reason: str) -> None:
-        self._gpus[uuid].errors[op] += 1
-        self.log.warning("driver.failed", gpu=self._index(uuid), op=op, reason=reason)
+        mine = self._gpus[uuid]
+        mine.errors[op] += 1
+        if (op, reason) != mine.failed:  # a wake is tried for ever: once is enough for the log, the metrics count
+            mine.failed = (op, reason)
+            self.log.warning("driver.failed", gpu=self._index(uuid), op=op, reason=reason, remedy=mine.remedy)
 
     @telling(None)
     def note(self, uuid: str, event: str, detail: str) -> None:
@@ -203,6 +238,36 @@ class Recorder:
         self.log.info("guardian.started", pid=pid)
 
     @telling(None)
+    def conflict(self, uuid: str, what: str, rivals: Iterable[Rival]) -> None:
+        """Another program has changed the clocks of a parked GPU."""
+        running = ", ".join(f"{rival.name} (pid {rival.pid})" for rival in rivals)
+        self._gpus[uuid].conflict = self._gpus[uuid].reason = what
+        self._gpus[uuid].errors["conflict"] += 1
+        hint = "let only one program set clocks; see conflict_pause"
+        self.log.warning("gpu.overridden", gpu=self._index(uuid), what=what, rivals=running or "none known", hint=hint)
+
+    @telling(None)
+    def hook_lost(self, hook: str, problem: str) -> None:
+        """Somebody has detached a program of ours. problem: why it could not be attached again, "" if it was."""
+        self.log.warning("kernel.hook_lost", hook=hook, attached_again=not problem, problem=problem)
+
+    @telling(None)
+    def resumed(self, slept_s: float) -> None:
+        self.log.info("machine.resumed", slept_s=round(slept_s, 1))
+
+    @telling(None)
+    def reloaded(self, changes: Sequence[str], error: MemscalerError | None) -> None:
+        if error is None:
+            self.log.info("config.reloaded", changes=list(changes))
+        else:
+            self.log.error("config.refused", err=str(error), hint=error.hint, now="everything stays as it was")
+
+    @telling("")
+    def reason_of(self, uuid: str) -> str:
+        """Why a GPU is in its state, as far as is known."""
+        return self._gpus[uuid].reason
+
+    @telling(None)
     def started(self) -> None:
         self.log.info("memscaler.started", version=self._facts.version, driver=self._facts.driver_version)
 
@@ -221,7 +286,7 @@ class Recorder:
         return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
     @telling(None)
-    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int) -> Snapshot | None:
+    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int, about: About) -> Snapshot | None:
         """Everything that is known now."""
         return Snapshot(
             at_ns=now_ns,
@@ -230,22 +295,22 @@ class Recorder:
             driver_version=self._facts.driver_version,
             hostname=self._facts.hostname,
             dry_run=self._facts.dry_run,
-            gpus=tuple(self._gpu(uuid, state, now_ns) for uuid in self._gpus),
+            gpus=tuple(self._gpu(uuid, state.gpus[uuid], now_ns, about) for uuid in self._gpus),
             watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
             kernel=_kernel(ledger),
             guardian_restarts=self._guardian_restarts,
             waiting=self._facts.waiting(),
         )
 
-    def _gpu(self, uuid: str, state: GovernorState, now_ns: int) -> GpuSnapshot:
-        mine, gpu = self._gpus[uuid], state.gpus[uuid]
+    def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:
+        mine = self._gpus[uuid]
         account = energy.observe_state(mine.account, public_state(gpu), now_ns)  # up to this moment
         return GpuSnapshot(
-            identity=self._facts.identities[uuid],
+            identity=mine.identity,
             state=str(public_state(gpu)),
             since_ns=mine.since_ns,
             reason=mine.reason,
-            lever=self._facts.lever_of(uuid),
+            lever=about(uuid)[0],
             next_ns=gpu.due_ns,
             state_s=account.state_s,
             state_energy_j=account.state_energy_j,
@@ -257,6 +322,9 @@ class Recorder:
             reading=mine.reading,
             wake_latency=mine.latencies.freeze(),
             errors=dict(mine.errors),
+            remedy=mine.remedy if gpu.distrust else "",
+            holds=about(uuid)[1],
+            conflict=mine.conflict,
         )
 
     def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:
@@ -282,8 +350,8 @@ class Recorder:
         )
 
     def _index(self, uuid: str) -> str:
-        known = self._facts.identities.get(uuid)
-        return f"gpu{known.index}" if known else ""
+        known = self._gpus.get(uuid)
+        return f"gpu{known.identity.index}" if known else ""
 
 
 def _kernel(ledger: Ledger) -> KernelSnapshot:

@@ -78,6 +78,10 @@ class Scout(threading.Thread):
             os.eventfd_write(self._kick, 1)
         self._expects_more = wanted
 
+    def look_with(self, look: Callable[[], tuple[Found, ...]]) -> None:
+        """Another way to look, from the next time on."""
+        self._look = look
+
     def watches_changed(self) -> None:
         """There are other servers to learn about."""
         self._to_learn = True

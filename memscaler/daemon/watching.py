@@ -7,7 +7,7 @@ named for it awake: what nobody hears must not find them parked. It has a slot b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -70,7 +70,18 @@ class Watching:
         self.expects_more = False
         """True if a server's GPUs are not known yet, or a watch is to end as soon as its connections have."""
 
+    def reconfigure(
+        self, settings: Settings, governed: Mapping[str, Governed], named: Mapping[Spec, tuple[str, ...]]
+    ) -> None:
+        """Others from now on; follow with `apply`."""
+        self._settings, self._governed, self._named = settings, governed, named
+
     # ---- what there is --------------------------------------------------------------------------------------------
+
+    @property
+    def governed(self) -> Collection[str]:
+        """The UUIDs of the GPUs that watches may drive."""
+        return self._governed.keys()
 
     def of_slot(self, slot: int) -> Watched | None:
         """The watch that counts there."""
@@ -99,8 +110,8 @@ class Watching:
         """The operator's watches that are not counted, and why."""
         return self._waiting
 
-    def policy(self) -> Policy:
-        """Which counters matter to which GPU, and for how long."""
+    def policy(self, quiet_hours: Collection[str] = ()) -> Policy:
+        """Which counters matter to which GPU, and for how long. quiet_hours: the GPUs for which they are on."""
         slots: dict[str, set[int]] = {uuid: set() for uuid in self._governed}
         for each in self._watched.values():
             for uuid in each.gpus:
@@ -110,17 +121,20 @@ class Watching:
             for uuid in gpus:
                 slots[uuid].add(-1 - number)
         look_ns = PARKED_LOOK_NS if self._ledger.attachment.sees_every_open else PARKED_LOOK_LOSSY_NS
-        return Policy({uuid: self._policy_of(uuid, frozenset(slots[uuid])) for uuid in slots}, parked_look_ns=look_ns)
+        mine = {uuid: self._policy_of(uuid, frozenset(slots[uuid]), quiet=uuid in quiet_hours) for uuid in slots}
+        return Policy(mine, parked_look_ns=look_ns)
 
-    def _policy_of(self, uuid: str, slots: frozenset[int]) -> GpuPolicy:
+    def _policy_of(self, uuid: str, slots: frozenset[int], *, quiet: bool) -> GpuPolicy:
         mine = self._governed[uuid].settings
+        idle_after_s = min(mine.idle_after_s, mine.quiet_idle_after_s) if quiet else mine.idle_after_s
         settings = [self._ledger.watches[slot].settings for slot in slots if slot >= 0]
         cooldowns_s = [each.touch_cooldown_s for each in settings if each.touch_s]
         return GpuPolicy(
             slots,
-            round(mine.idle_after_s * SECOND_NS),
+            round(idle_after_s * SECOND_NS),
             round(mine.min_dwell_s * SECOND_NS),
             round(max(cooldowns_s, default=0) * SECOND_NS),
+            round(mine.retry_after_s * SECOND_NS),
         )
 
     # ---- what was found -------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_start_time_seconds", (), snapshot.started_unix_s
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts
-    yield "memscaler_ports_waiting", (), snapshot.waiting
+    yield "memscaler_ports_waiting", (), len(snapshot.waiting)
+    yield "memscaler_released", (), snapshot.released
     for gpu in snapshot.gpus:
         yield from _of_gpu(gpu, snapshot)
     index = {gpu.identity.uuid: str(gpu.identity.index) for gpu in snapshot.gpus}
@@ -100,6 +101,8 @@ def _of_gpu(gpu: GpuSnapshot, snapshot: Snapshot) -> Iterator[Sample]:
     key = (str(who.index), who.uuid, who.pci_bus_id, who.name, snapshot.hostname)
     plain = who.uuid.removeprefix("GPU-").lower()
     yield "memscaler_gpu_info", (*key, plain, who.uuid, snapshot.driver_version, gpu.lever), 1
+    yield "memscaler_gpu_holds", key, len(gpu.holds)
+    yield "memscaler_gpu_conflict", key, bool(gpu.conflict)
     for state in Public:
         yield "memscaler_gpu_state", (*key, state), gpu.state == state
         yield "memscaler_gpu_state_seconds_total", (*key, state), gpu.state_s.get(state, 0)

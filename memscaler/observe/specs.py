@@ -47,6 +47,7 @@ SPECS = (
         Kind.GAUGE,
         "Ports of the configuration that cannot be watched now: their container, unit or server is not there.",
     ),
+    Spec("memscaler_released", Kind.GAUGE, "1: the driver is let go of, and nothing is governed."),
     # ---- per GPU
     Spec(
         "memscaler_gpu_info",
@@ -56,6 +57,8 @@ SPECS = (
         (*GPU, "uuid", "gpu_uuid", "driver_version", "lever"),
     ),
     Spec("memscaler_gpu_state", Kind.GAUGE, "1 for the state that the GPU is in, else 0.", (*GPU, "state")),
+    Spec("memscaler_gpu_holds", Kind.GAUGE, "What keeps the GPU awake besides its connections.", GPU),
+    Spec("memscaler_gpu_conflict", Kind.GAUGE, "1: another program has changed the clocks of this GPU.", GPU),
     Spec("memscaler_gpu_state_seconds_total", Kind.COUNTER, "Time spent in each state.", (*GPU, "state")),
     Spec("memscaler_gpu_state_energy_joules_total", Kind.COUNTER, "Energy used in each state.", (*GPU, "state")),
     Spec("memscaler_gpu_transitions_total", Kind.COUNTER, "Changes to each state.", (*GPU, "to")),

@@ -94,7 +94,7 @@ def test_gpus_are_independent_and_shared_gpu_waits_for_all(tmp_path):
             two.accept()[0].close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_every_gpu_is_awake_before_the_end(tmp_path, number):
     """A signal wakes every GPU before the process ends, within a second, also if it comes twice."""
     with (

@@ -56,8 +56,16 @@ def churn(netns: str, port: int, seed: int) -> None:
                     reset(end)
 
 
+def missed(world: World) -> int:
+    """State changes that the kernel did not hand to the tracepoint so far."""
+    return world.ledger.attachment.recursion_misses()["tracepoint"]
+
+
 def test_seeding_during_churn(world: World):
-    """Forty starts in the middle of churn leave no stale entry, and miss none: afterwards nothing is corrected."""
+    """Forty starts in the middle of churn leave no stale entry, and miss none: afterwards nothing is corrected.
+
+    Nothing but what the kernel did not hand to the tracepoint, which it tells (some kernels: 7.x, emulated): that heals.
+    """
     ledger = world.ledger
     seeded = 0
     for _ in range(40):
@@ -66,14 +74,18 @@ def test_seeding_during_churn(world: World):
             for seed in (1, 2):
                 child = Child.running(lambda seed=seed, number=port.number: churn(world.netns, number, seed))
                 kept.callback(child.kill)
+            misses = missed(world)
             assert_eventually(lambda port=port: port.by_proc > 0, lambda: "nothing opens")
             watch = ledger.watch(port.number, world.diag)
         seeded += watch.seeded
         assert_eventually(
-            lambda watch=watch: ledger.reading(watch).live == 0,
+            lambda watch=watch, misses=misses: ledger.reading(watch).live == 0 or missed(world) > misses,
             lambda watch=watch, port=port: f"{watch}, {ledger.reading(watch)}, by /proc {port.by_proc}",
         )
         assert port.by_proc == 0
+        if missed(world) > misses:
+            assert_eventually(lambda watch=watch: ledger.reconcile(watch) == Corrections())
+        assert ledger.reading(watch).live == 0
         assert ledger.live_in_set()[watch.slot] == 0
         assert ledger.reconcile(watch) == Corrections()
     assert seeded > 40

@@ -1,0 +1,136 @@
+"""Reading the configuration anew while GPUs are governed: checked as a whole, in a thread of its own, then applied.
+
+Nothing is changed here. What cannot be changed while running refuses the whole, with what to do instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from memscaler.config.schema import OPTIONS, Settings
+from memscaler.core.errors import ConfigError, MemscalerError
+from memscaler.daemon import targets
+from memscaler.daemon.discovery import Found
+from memscaler.daemon.requests import Document
+from memscaler.daemon.targets import Governed, Named
+from memscaler.gpu.inventory import Driver
+
+# Whatever is decided once, when the parts are put together.
+FIXED = frozenset(
+    {
+        "metrics",
+        "settle_timeout",
+        "probe_servers",
+        "loader_python",
+        "runtime_dir",
+        "dry_run",
+        "simulate",
+        "log_format",
+        "log_level",
+    }
+)
+
+Look = Callable[[], tuple[Found, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be governed from now on, everything checked. look: finds its servers; founds: its first answer.
+
+    changes: a line for each setting that is another one.
+    """
+
+    settings: Settings
+    named: Named
+    governed: Mapping[str, Governed]
+    look: Look
+    founds: tuple[Found, ...]
+    changes: tuple[str, ...]
+
+    def other_levers(self, before: Mapping[str, Governed]) -> list[str]:
+        """The GPUs that stay and are to be parked in another way."""
+        return [
+            uuid
+            for uuid, each in self.governed.items()
+            if uuid in before and each.settings.lever != before[uuid].settings.lever
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """How it went: a plan, or why there is none."""
+
+    answer: Future[Document]
+    plan: Plan | None = None
+    error: MemscalerError | None = None
+
+
+class Reloader:
+    """Plans, one at a time. Used by the loop's thread; reports from its own."""
+
+    def __init__(
+        self,
+        load: Callable[[], Settings],
+        settings: Settings,
+        driver: Driver,
+        look_for: Callable[[Settings], Look],
+        report: Callable[[object], None],
+    ) -> None:
+        """load: reads the configuration; may raise MemscalerError. settings: those in force."""
+        self._load = load
+        self._settings = settings
+        self._driver = driver
+        self._look_for = look_for
+        self._report = report
+        self._busy = threading.Lock()
+
+    def plan(self, answer: Future[Document]) -> None:
+        """Begin; the report comes later."""
+        threading.Thread(target=self._run, args=(answer,), name="reload", daemon=True).start()
+
+    def _run(self, answer: Future[Document]) -> None:
+        with self._busy:
+            try:
+                plan = self._plan()
+                self._settings = plan.settings
+                self._report(Reloaded(answer, plan))
+            except MemscalerError as error:
+                self._report(Reloaded(answer, error=error))
+            except Exception as error:  # noqa: BLE001  # a mistake here must not end a governor that works
+                self._report(Reloaded(answer, error=MemscalerError(f"{type(error).__name__}: {error}")))
+
+    def _plan(self) -> Plan:
+        settings = self._load()
+        fixed = [line for key, line in _changes(self._settings, settings) if key in FIXED]
+        if fixed:
+            raise ConfigError(f"cannot be changed while running: {'; '.join(fixed)}", hint="restart memscaler instead")
+        if not settings.watches and not settings.discover:
+            raise ConfigError("no port to watch is left", hint="stop memscaler instead, or `memscaler pause`")
+        named = targets.find_named(settings, self._driver)
+        governed = targets.find_governed(settings, self._driver, named)
+        look = self._look_for(settings)
+        changes = tuple(line for _, line in _changes(self._settings, settings))
+        return Plan(settings, named, governed, look, look(), changes)
+
+
+def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
+    """(key, "key: old -> new"); a table of a GPU or a watch is told without its content."""
+    for option in OPTIONS:
+        old, new = getattr(before, option.field), getattr(after, option.field)
+        if old != new:
+            yield option.key, f"{option.key}: {_plain(old)} -> {_plain(new)}"
+    for what, key in (("gpus", "gpu"), ("ports", "watch")):
+        old, new = getattr(before, what), getattr(after, what)
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name):
+                label = name if isinstance(name, str) else f"{name[1]}@{name[0]}"
+                yield key, f"[{key}] {label}: settings of its own"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,104 @@
+"""Released: the driver is let go of, so that it can be upgraded, and nothing is governed until an operator resumes.
+
+An open NVML session holds /dev/nvidia*, which keeps the kernel module from being unloaded; and a library that is loaded
+already cannot be replaced. So the governor ends, this waits in the same process, and the governor begins anew in its
+place. A file says that it waits, so that a restart of the service does not open the driver either.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import time
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from memscaler import __version__
+from memscaler.config.schema import Settings
+from memscaler.core.errors import MemscalerError
+from memscaler.core.model import SECOND_NS
+from memscaler.core.snapshot import KernelSnapshot, Snapshot
+from memscaler.daemon.loop import Ending, SnapshotWanted, StopWanted
+from memscaler.daemon.mailbox import Mailbox
+from memscaler.daemon.notify import Notifier
+from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status
+from memscaler.observe import status
+
+log = structlog.get_logger()
+
+FILE = "released"
+
+
+class Standby:
+    """Waits for ResumeWanted or a signal."""
+
+    def __init__(self, settings: Settings, mailbox: Mailbox, notifier: Notifier) -> None:
+        self._file = settings.runtime_dir / FILE
+        self._dry_run = settings.dry_run
+        self._mailbox = mailbox
+        self._notifier = notifier
+        self._started_unix_s = time.time()
+        self._ending: Ending | None = None
+
+    @staticmethod
+    def is_wanted(runtime_dir: Path) -> bool:
+        """True if an operator has released the driver and nobody has resumed yet."""
+        return (runtime_dir / FILE).exists()
+
+    def run(self, asker: Future[Document] | None) -> Ending:
+        """RESTART: resumed; STOP: a signal. asker: waits for the release."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
+        self._file.touch(mode=0o600)
+        log.warning("driver.released", hint="upgrade it, then run `memscaler resume`")
+        self._notifier.ready("the driver is released; `memscaler resume` goes on")
+        if asker is not None:
+            with suppress(InvalidStateError):  # it has given up
+                asker.set_result({"schema": status.SCHEMA})
+        poll = select.poll()
+        poll.register(self._mailbox.fd, select.POLLIN)
+        while self._ending is None:
+            beat_ns = self._notifier.heartbeat_ns
+            poll.poll(beat_ns / SECOND_NS * 1000 if beat_ns else None)
+            self._notifier.alive()
+            for message in self._mailbox.drain():
+                self._hear(message)
+        return self._ending
+
+    def _snapshot(self) -> Snapshot:
+        """What there is to tell while nothing is governed."""
+        return Snapshot(
+            at_ns=time.monotonic_ns(),
+            started_unix_s=self._started_unix_s,
+            version=__version__,
+            driver_version="",
+            hostname=socket.gethostname(),
+            dry_run=self._dry_run,
+            gpus=(),
+            watches=(),
+            kernel=KernelSnapshot({}, {}, 0),
+            released=True,
+        )
+
+    def _hear(self, message: object) -> None:
+        match message:
+            case SnapshotWanted(answer):
+                answer.set_result(self._snapshot())
+            case Asked(Status(), _, answer):
+                answer.set_result(status.document(self._snapshot()))
+            case Asked(ResumeWanted(), peer, answer):
+                self._file.unlink(missing_ok=True)
+                log.info("driver.resumed", owner=peer.name)
+                answer.set_result({"schema": status.SCHEMA, "ended": [{"id": "", "owner": "", "reason": "released"}]})
+                self._ending = Ending.RESTART
+            case Asked(_, _, answer):
+                hint = "memscaler resume"
+                answer.set_exception(MemscalerError("the driver is released, and nothing is governed", hint=hint))
+            case StopWanted(reason):
+                log.info("memscaler.stopping", reason=reason)
+                self._notifier.stopping()
+                self._ending = Ending.STOP

@@ -1,0 +1,82 @@
+"""The status document: what `memscaler status` prints and GET /v1/status answers. Its keys are a contract."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from memscaler.core.model import SECOND_NS
+from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, WatchSnapshot
+
+SCHEMA = 1
+
+
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """Everything a person or a program may want to know now; seconds, watts, MHz and joules."""
+    names = {gpu.identity.uuid: f"gpu{gpu.identity.index}" for gpu in snapshot.gpus}
+    return {
+        "schema": SCHEMA,
+        "mode": "released" if snapshot.released else "governing",
+        "version": snapshot.version,
+        "pid": os.getpid(),
+        "uptime_s": round(time.time() - snapshot.started_unix_s, 1),
+        "hostname": snapshot.hostname,
+        "driver_version": snapshot.driver_version,
+        "dry_run": snapshot.dry_run,
+        "gpus": [_gpu(gpu, snapshot.at_ns) for gpu in snapshot.gpus],
+        "watches": [_watch(watch, names) for watch in snapshot.watches],
+        "waiting": [{"watch": watch, "reason": reason} for watch, reason in snapshot.waiting.items()],
+        "rivals": [],
+        "notices": list(snapshot.kernel.notices),
+    }
+
+
+def _gpu(gpu: GpuSnapshot, now_ns: int) -> dict[str, Any]:
+    reading = gpu.reading
+    return {
+        "gpu": f"gpu{gpu.identity.index}",
+        "uuid": gpu.identity.uuid,
+        "pci_bus_id": gpu.identity.pci_bus_id,
+        "name": gpu.identity.name,
+        "state": gpu.state,
+        "since_s": _seconds(now_ns - gpu.since_ns),
+        "reason": gpu.reason,
+        "remedy": gpu.remedy,
+        "lever": gpu.lever,
+        "next_in_s": _seconds(gpu.next_ns - now_ns) if gpu.next_ns else None,
+        "power_w": reading and reading.power_w,
+        "memory_clock_mhz": reading and reading.memory_clock_mhz,
+        "graphics_clock_mhz": reading and reading.graphics_clock_mhz,
+        "pstate": reading and reading.pstate,
+        "utilization_ratio": reading and reading.utilization_ratio,
+        "holds": [_hold(hold) for hold in gpu.holds],
+        "conflict": gpu.conflict,
+        "errors": dict(gpu.errors),
+        "parked_s": round(gpu.state_s.get("parked", 0.0), 1),
+        "energy_saved_j": round(gpu.energy_saved_j, 1),
+    }
+
+
+def _hold(hold: HoldSnapshot) -> dict[str, Any]:
+    left_s = None if hold.left_s is None else round(hold.left_s, 1)
+    return {"id": hold.id, "owner": hold.owner, "reason": hold.reason, "expires_in_s": left_s}
+
+
+def _watch(watch: WatchSnapshot, names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "port": watch.port,
+        "scope": watch.scope,
+        "gpus": [names.get(uuid, uuid) for uuid in watch.gpus],
+        "server": watch.server,
+        "quiet": watch.quiet,
+        "connections": watch.live,
+        "silent": watch.silent,
+        "touches": watch.touches,
+        "idle_s": round(watch.idle_s, 1),
+    }
+
+
+def _seconds(span_ns: int) -> float:
+    return round(max(0, span_ns) / SECOND_NS, 1)
