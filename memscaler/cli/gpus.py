@@ -48,8 +48,8 @@ def gpus(
     start_simulation(settings.simulate, settings.runtime_dir)
     journal = Journal(settings.runtime_dir / JOURNAL)
     with open_driver() as driver:
-        cards = tuple(_card(device, _forced(device, driver, settings), journal) for device in driver.gpus)
-        lost, version = driver.lost, driver.driver_version
+        cards, lost = _look(driver, settings, journal)
+        version = driver.driver_version
     if as_json:
         print_json({"driver_version": version, "gpus": [_document(card) for card in cards], "lost": lost})
     else:
@@ -57,6 +57,20 @@ def gpus(
 
 
 # ---- asking ---------------------------------------------------------------------------------------------------------
+
+
+def _look(driver: Driver, settings: Settings, journal: Journal) -> tuple[tuple[Card, ...], tuple[LostDevice, ...]]:
+    """Those that answer and those that do not: one broken GPU must not hide the others."""
+    from memscaler.core.errors import GpuError
+    from memscaler.gpu.inventory import LostDevice
+
+    cards, lost = [], list(driver.lost)
+    for device in driver.gpus:
+        try:
+            cards.append(_card(device, _forced(device, driver, settings), journal))
+        except GpuError as error:
+            lost.append(LostDevice(device.identity.index, str(error)))
+    return tuple(cards), tuple(lost)
 
 
 def _forced(device: Device, driver: Driver, settings: Settings) -> str:

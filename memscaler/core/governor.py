@@ -126,23 +126,26 @@ def initial(
     now_ns: int,
     unmanaged: Mapping[str, str] | None = None,
     left_behind: Collection[str] = (),
+    unsure: Collection[str] = (),
 ) -> GovernorState:
     """Every GPU awake, its idle timer starting now.
 
-    unmanaged: GPU -> why no lever can work on it. left_behind: GPUs that an earlier run left parked; they are to be
-    woken first, for as long as it takes.
+    unmanaged: GPU -> why no lever can work on it; unsure: of these, those whose driver failed to say, so that they are
+    asked again. left_behind: GPUs that an earlier run left parked; they are to be woken first, for as long as it takes.
     """
     reasons = unmanaged or {}
     phases = dict.fromkeys(policy.gpus, Phase.AWAKE)
     phases |= dict.fromkeys(reasons, Phase.UNMANAGED) | dict.fromkeys(left_behind, Phase.WAKING)
+    again_ns = {uuid: now_ns + mine.retry_after_ns if uuid in unsure else 0 for uuid, mine in policy.gpus.items()}
     gpus = {
         uuid: GpuState(
             phase=phases[uuid],
             since_ns=now_ns,
-            due_ns=0 if phases[uuid] is Phase.UNMANAGED else now_ns,
+            due_ns=again_ns[uuid] if phases[uuid] is Phase.UNMANAGED else now_ns,
             quiet_floor_ns=now_ns,
             touched=phases[uuid] is Phase.WAKING,
             distrust=reasons.get(uuid, ""),
+            trusted_again_ns=again_ns[uuid],
         )
         for uuid in policy.gpus
     }
@@ -150,10 +153,15 @@ def initial(
 
 
 def regroup(
-    state: GovernorState, policy: Policy, now_ns: int, unmanaged: Mapping[str, str], left_behind: Collection[str] = ()
+    state: GovernorState,
+    policy: Policy,
+    now_ns: int,
+    unmanaged: Mapping[str, str] | None = None,
+    left_behind: Collection[str] = (),
+    unsure: Collection[str] = (),
 ) -> GovernorState:
     """The state for a policy that names other GPUs. Those that stay go on; those that go must have been stopped."""
-    fresh = initial(policy, now_ns, unmanaged, left_behind)
+    fresh = initial(policy, now_ns, unmanaged, left_behind, unsure)
     gpus = {uuid: state.gpus.get(uuid, fresh.gpus[uuid]) for uuid in policy.gpus}
     return replace(state, gpus=gpus)
 

@@ -304,8 +304,8 @@ class Loop:
         if now_ns >= self._sample_due_ns:
             self._mend_hooks()
             self._sample()
-            if outdated := self._outdated():
-                self._stop(outdated, Ending.RESTART)
+        if outdated := self._outdated():
+            self._stop(outdated, Ending.RESTART)
         if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
             self._keeper.start_again()
         if self._steering.next_end_ns() and now_ns >= self._steering.next_end_ns():
@@ -438,6 +438,7 @@ class Loop:
             time.monotonic_ns(),
             {uuid: each.choice.why for uuid, each in self._governed.items() if not each.choice.levers},
             [uuid for uuid in governed if self._actuators[uuid].left_behind],
+            [uuid for uuid, each in self._governed.items() if each.choice.unsure],
         )
 
     def _follow_governed(self) -> None:
@@ -458,7 +459,7 @@ class Loop:
             return
         left = {uuid: mine for uuid, mine in self._policy.gpus.items() if uuid not in gone}
         self._policy = replace(self._policy, gpus=left)
-        self._state = governor.regroup(self._state, self._policy, time.monotonic_ns(), {})
+        self._state = governor.regroup(self._state, self._policy, time.monotonic_ns())
         for uuid in gone:
             self._actuators.pop(uuid).close()
             self._doors.pop(uuid, None)
@@ -483,7 +484,7 @@ class Loop:
         self._policy = self._with_leaving(self._watching.policy())
         self._take_on(fresh)
         for uuid in others:
-            self._actuators[uuid].use(plan.governed[uuid].choice.levers)
+            self._actuators[uuid].use(plan.governed[uuid].choice.levers, plan.governed[uuid].settings.lever)
             self._feed(Doubt("it has another lever now", uuid))
         self._follow_governed()
 

@@ -46,6 +46,7 @@ from memscaler.daemon.standby import Standby
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator
+from memscaler.gpu.grip import Reopening
 from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.reports import ActuatorPolicy
@@ -91,7 +92,10 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
             well, ended, asker = _govern(settings, load, mailbox, notifier)
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
-                return Ended(well=False)
+                if ended is not Ending.RESTART or _is_told_to_stop(mailbox):
+                    return Ended(well=False)
+                notifier.hand_on()
+                return Ended(well=False, again=True)  # it wakes first what is parked still
         if ended is Ending.RELEASE:  # the driver is closed by now
             ended = Standby(settings, mailbox, notifier).run(asker)
         if ended is Ending.RESTART and not _is_told_to_stop(mailbox):
@@ -126,7 +130,7 @@ def _govern(
         _say_what_is_governed(settings, governed, watching)
         word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
         learn = partial(_learn, word, watching) if word else _nothing
-        equip = partial(_equip, settings, ledger, mailbox, word)
+        equip = partial(_equip, settings, driver, ledger, mailbox, word)
         identities = {uuid: each.device.identity for uuid, each in governed.items()}
         doorbell = ledger.attachment.fds.get("doorbell", -1)
         guardian = partial(Guardian, settings.runtime_dir, environment, doorbell)
@@ -307,7 +311,7 @@ def _leases(settings: Settings) -> Leases:
 
 
 def _equip(
-    settings: Settings, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
+    settings: Settings, driver: Driver, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
 ) -> tuple[Actuator, Door | None]:
     """The thread that parks and wakes a GPU. No door where the kernel cannot ring: then the loop polls for all."""
     doorbell = ledger.attachment.fds.get("doorbell")
@@ -320,6 +324,7 @@ def _equip(
         ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run),
         door,
         word.working if word else None,
+        reopening=Reopening(driver, governed.settings.lever),
     )
     return actuator, door
 

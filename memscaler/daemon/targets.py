@@ -80,4 +80,4 @@ def _choose(device: Device, lever: str) -> Choice:
     try:
         return choose(device, lever)
     except GpuUnsupported as error:
-        return Choice((), str(error))
+        return Choice((), str(error), unsure=bool(device.capabilities.doubts))

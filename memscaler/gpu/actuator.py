@@ -9,6 +9,10 @@ Order of things, which is what keeps a GPU from staying parked:
 success. `_parked` says that the park took effect as far as the driver tells; from then on the thread listens to the
 doorbell itself and wakes its GPU without being told, under the number that the main loop's order will have.
 
+Handles go stale: the driver is reloaded, the GPU is reset, or falls off the bus and comes back. So an undo that fails
+is tried once more with a fresh handle before it counts as failed, and a park after any failure begins with a fresh
+handle and a new choice of levers.
+
 A driver call that never returns takes only this thread with it: `overdue` lets the main loop see it, and when the call
 does return, the newest wake comes first. There are never two threads in the driver for one GPU.
 """
@@ -22,14 +26,15 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import TypeVar
 
-from memscaler.core.errors import GpuCallFailed, GpuError, GpuLost, GpuPermission, GpuUnsupported
+from memscaler.core.errors import DriverUnavailable, GpuCallFailed, GpuError, GpuLost, GpuPermission, GpuUnsupported
 from memscaler.core.model import LeverResult, Outcome
 from memscaler.gpu import mailbox
+from memscaler.gpu.grip import Grip, Reopening
 from memscaler.gpu.inventory import Device
 from memscaler.gpu.journal import Journal
-from memscaler.gpu.levers import DryRunLever, Lever, recall
+from memscaler.gpu.levers import Lever, recall
 from memscaler.gpu.mailbox import Door, Mailbox
-from memscaler.gpu.reports import ActuatorPolicy, Note, Report, Sample, WakeTiming
+from memscaler.gpu.reports import ActuatorPolicy, Note, Repeats, Report, Sample, WakeTiming
 
 Value = TypeVar("Value")
 
@@ -40,6 +45,7 @@ WAKE_FIRST_LOOK_S = 0.1
 HAND_OVER_S = 1e-5
 SAME_OCCUPANT = 0.9  # of the memory used: the server that was there at the park is still there
 RETRY_PAUSE_S = (0.02, 0.1)
+MISTAKE_PAUSE_S = 0.1  # after a mistake of ours, which may come again at once
 
 
 def hand_over() -> None:
@@ -55,7 +61,7 @@ def hand_over() -> None:
 class Actuator:
     """Parks and wakes one GPU. All public methods return at once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what one GPU is connected to; made in one place
         self,
         device: Device,
         levers: tuple[Lever, ...],
@@ -64,25 +70,28 @@ class Actuator:
         policy: ActuatorPolicy | None = None,
         door: Door | None = None,
         working: Callable[[str], str] | None = None,
+        *,
+        reopening: Reopening | None = None,
     ) -> None:
-        """working: asked before a park which of this GPU's servers says that it works, and on what ("": none)."""
+        """working: asked before a park which of this GPU's servers says that it works, and on what ("": none).
+
+        reopening: how to get a fresh handle after a failure; without it the first one is for ever.
+        """
         self.gpu = device.identity.uuid
-        self._device = device
         self._policy = policy or ActuatorPolicy()
+        pretend = (lambda text: self._note("lever.pretended", text)) if self._policy.dry_run else None
+        self._grip = Grip(device, levers, reopening, pretend)
         self._journal = journal
         self._report = report
-        self._levers = levers
-        if self._policy.dry_run:
-            self._levers = tuple(
-                DryRunLever(lever, lambda text: self._note("lever.pretended", text)) for lever in levers
-            )
         self._door = door
         self._working = working or (lambda _: "")
         self._mail = Mailbox()
+        self._repeats = Repeats()
         self._failed_parks = 0
-        self._next = 0  # index of the lever that the next park uses
+        self._worked = ""  # the lever that the last park used with success
         self._owed: Lever | None = self._left_behind()
         self._parked = False
+        self._verified = False
         self._woken_seq = -1  # of the last wake that was carried out
         self._unproven: Lever | None = None  # undone, but the clocks were not seen to rise yet
         self._switched_ns: int | None = None
@@ -99,7 +108,19 @@ class Actuator:
     @property
     def lever(self) -> Lever | None:
         """The lever that the next park uses; None if none works."""
-        return self._levers[self._next] if self._next < len(self._levers) else None
+        return self._grip.lever
+
+    @property
+    def parked_with(self) -> Lever | None:
+        """The lever that was seen to hold this GPU down; None if it is not parked, or its clocks still settle."""
+        return self._owed if self._verified else None
+
+    def use(self, levers: tuple[Lever, ...], wanted: str | None = None) -> None:
+        """Park with these from the next time on. What is parked now is undone as it was done.
+
+        wanted: the lever that the operator wants now, for when they have to be chosen again.
+        """
+        self._grip.use(levers, wanted)
 
     def park(self, seq: int) -> None:
         self._mail.post(mailbox.PARK, seq)
@@ -119,6 +140,7 @@ class Actuator:
         """Let the thread end after a wake that waits. It undoes nothing by itself."""
         self._mail.withdraw(mailbox.PARK)
         self._mail.post(mailbox.CLOSE)
+        self._grip.let_go()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end of the thread; False if a driver call still holds it."""
@@ -158,6 +180,7 @@ class Actuator:
                 self._call = None
                 self._note("actuator.failed", f"{type(error).__name__}: {error}")
                 self._answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
+                time.sleep(MISTAKE_PAUSE_S)
 
     def _obey(self, kind: str, seq: int) -> None:
         if kind is mailbox.WAKE:
@@ -172,13 +195,21 @@ class Actuator:
 
     def _sample(self) -> None:
         try:
-            reading = self._read("reading", lambda: self._device.reading_unless(self._is_urgent))
-            if reading is None:
-                self._mail.post(mailbox.SAMPLE)  # after what is urgent
-            else:
-                self._report(Sample(self.gpu, reading))
+            reading = self._read("reading", lambda: self._grip.device.reading_unless(self._interrupts_reading))
         except GpuError as error:
-            self._note("gpu.sample_failed", str(error))
+            self._note("gpu.sample_failed", _told(error))
+            self._reopen()
+            return
+        if reading is None:
+            self._mail.post(mailbox.SAMPLE)  # after what is urgent
+        else:
+            self._repeats.over("gpu.sample_failed")
+            self._report(Sample(self.gpu, reading))
+
+    def _interrupts_reading(self) -> bool:
+        """Asked between two driver calls, each of which has the deadline for itself."""
+        self._call = ("reading", monotonic_ns() + int(self._policy.read_deadline_s * 1e9))
+        return self._is_urgent()
 
     # ---- wake -----------------------------------------------------------------------------------------------------
 
@@ -190,23 +221,21 @@ class Actuator:
         return self._mail.is_urgent(self._woken_seq) or self._rang()
 
     def _wake(self, seq: int) -> None:
-        self._parked = False
+        self._parked = self._verified = False
         lever = self._owed or self._unproven
         if lever is None:
             self._answer(Outcome.WOKEN)
             return
         start_ns = monotonic_ns()
-        self._call = ("undo", start_ns + int(self._policy.write_deadline_s * 1e9))
-        try:
-            lever.undo()
-        except GpuError as error:
-            self._call = None
+        error = self._undo(lever)
+        if error is not None:
+            lever, error = self._undo_afresh(lever, error)
+        if error is not None:
             if self._owed is None:
                 self._owe(lever)
-            self._answer(Outcome.LOST if isinstance(error, GpuLost) else Outcome.FAILED, str(error))
+            self._answer(Outcome.LOST if isinstance(error, GpuLost) else Outcome.FAILED, _told(error))
             return
         end_ns = monotonic_ns()
-        self._call = None
         self._report(WakeTiming(self.gpu, seq, start_ns, end_ns))
         self._answer(Outcome.WOKEN)
         self._switched_ns = end_ns
@@ -214,6 +243,39 @@ class Actuator:
         self._mail.stop_listening()
         self._release()
         self._prove_awake(lever)
+
+    def _undo(self, lever: Lever) -> GpuError | None:
+        """None if the driver reports success."""
+        self._call = ("undo", monotonic_ns() + int(self._policy.write_deadline_s * 1e9))
+        try:
+            lever.undo()
+        except GpuError as error:
+            self._grip.failed = True
+            return error
+        finally:
+            self._call = None
+        return None
+
+    def _undo_afresh(self, lever: Lever, error: GpuError) -> tuple[Lever, GpuError | None]:
+        """It may be the handle that is stale: once more with a fresh one. The old one stays while there is no other."""
+        worse = self._reopen()
+        if worse is not None:
+            return lever, worse if isinstance(worse, GpuLost | DriverUnavailable) else error
+        fresh = self._owed or self._unproven
+        return (lever, error) if fresh is None or fresh is lever else (fresh, self._undo(fresh))
+
+    def _reopen(self) -> GpuError | None:
+        """Look the GPU up again, and its levers that are applied. The failure, if there is one."""
+        try:
+            self._read("looking up the GPU", self._reopen_now)
+        except GpuError as error:
+            self._grip.failed = True
+            return error
+        return None
+
+    def _reopen_now(self) -> None:
+        if self._grip.reopen():
+            self._owed, self._unproven = self._grip.rebuilt(self._owed), self._grip.rebuilt(self._unproven)
 
     def _prove_awake(self, lever: Lever) -> None:
         """Read the clocks back. Without a context they may stay low by right, so only a GPU in use can tell."""
@@ -231,40 +293,51 @@ class Actuator:
         if not up:
             self._owe(lever)
             self._answer(Outcome.NO_EFFECT, f"undone, but still down: {lever.describe()}")
+            self._reopen()  # perhaps the next try reaches more with another handle
 
     def _occupied(self) -> bool:
         """True if the clocks must be up: by what runs, or because what kept them up at the park is still in memory."""
-        if self._device.in_use():
+        if self._grip.device.in_use():
             return True
-        used_bytes = self._device.memory_used_bytes()
+        used_bytes = self._grip.device.memory_used_bytes()
         return bool(self._used_bytes and used_bytes and used_bytes >= self._used_bytes * SAME_OCCUPANT)
 
     # ---- park -----------------------------------------------------------------------------------------------------
 
     def _park(self) -> None:
-        lever = self.lever
-        if lever is None:
-            self._answer(Outcome.FAILED, "no lever works on this GPU")
-            return
         self._sample()  # what it draws before the park is what the saving is counted from
+        lever: Lever | None = None
         try:
-            if not self._hindered(lever):
+            if self._grip.needs_choice():
+                self._read("looking up the GPU", self._grip.choose_again)
+            lever = self.lever
+            if lever is not None and not self._hindered(lever):
                 self._apply(lever)
-        except GpuLost as error:
-            self._answer(Outcome.LOST, str(error))
-        except GpuPermission as error:  # never another lever instead: the operator is to know
-            self._answer(Outcome.FAILED, str(error))
-        except GpuCallFailed as error:
-            self._blame(f"{lever.name}: {error}")
         except GpuError as error:
+            self._grip.failed = True
+            self._park_failed(lever, error)
+        else:
+            if lever is None:
+                self._answer(Outcome.FAILED, "no lever works on this GPU")
+
+    def _park_failed(self, lever: Lever | None, error: GpuError) -> None:
+        """Tell. Without a lever it has not come to using one."""
+        if isinstance(error, GpuLost):
+            self._answer(Outcome.LOST, str(error))
+        elif lever is None or isinstance(error, GpuPermission):  # rights: the operator is to know, no other lever
+            self._answer(Outcome.FAILED, _told(error))
+        elif isinstance(error, GpuCallFailed) or lever.name == self._worked:
+            self._blame(f"{lever.name}: {error}")
+        else:
             self._use_next(f"{lever.name}: {error}")
 
     def _hindered(self, lever: Lever) -> bool:
         """Look once more before parking, and answer if it is not the time."""
         try:
-            load = self._read("utilisation", self._device.utilization_ratio)
+            load = self._read("utilisation", self._grip.device.utilization_ratio)
             low = self._read("clock", lever.is_down)
         except GpuCallFailed as error:  # says nothing about the lever
+            self._grip.failed = True
             self._answer(Outcome.BUSY, f"cannot look: {error}")
             return True
         if load:
@@ -283,9 +356,10 @@ class Actuator:
         if self._switched_ns is None:
             return 0
         passed_ms = (monotonic_ns() - self._switched_ns) // 1_000_000
-        return self._device.capabilities.switch_interval_ms - passed_ms
+        return self._grip.device.capabilities.switch_interval_ms - passed_ms
 
     def _apply(self, lever: Lever) -> None:
+        self._used_bytes = self._read("memory", self._grip.device.memory_used_bytes)
         try:
             self._owe(lever, strict=not self._policy.dry_run)
         except OSError as error:  # without a journal nothing is applied: nobody could undo it after a crash
@@ -300,9 +374,10 @@ class Actuator:
         self._failed_parks = 0
         self._switched_ns = monotonic_ns()
         self._answer(Outcome.APPLIED, lever.describe())
-        self._used_bytes = self._read("memory", self._device.memory_used_bytes)
         down = self._settle(lever.is_down)
         if down:
+            self._worked = lever.name
+            self._verified = not self._policy.dry_run
             self._answer(Outcome.VERIFIED, lever.describe())
         elif down is False:
             self._use_next(f"{lever.name}: the driver reports success, but nothing moved")
@@ -342,7 +417,8 @@ class Actuator:
             self._use_next(reason)
 
     def _use_next(self, reason: str) -> None:
-        self._next += 1
+        self._grip.give_up()
+        self._failed_parks = 0
         self._answer(Outcome.FAILED if self.lever is None else Outcome.NEXT_LEVER, reason)
 
     # ---- parts ----------------------------------------------------------------------------------------------------
@@ -388,7 +464,7 @@ class Actuator:
         if self._policy.dry_run:
             return
         try:
-            self._journal.record(self._device.identity, lever.name, lever.target)
+            self._journal.record(self._grip.device.identity, lever.name, lever.target)
         except OSError as error:
             if strict:
                 raise
@@ -407,13 +483,16 @@ class Actuator:
         entry = self._journal.entry(self.gpu)
         if entry is None or self._policy.dry_run:
             return None
-        try:
-            return recall(self._device, entry.lever)
-        except GpuUnsupported:
-            return recall(self._device, "")
+        return recall(self._grip.device, entry.lever)
 
     def _answer(self, outcome: Outcome, reason: str = "") -> None:
         self._report(LeverResult(self.gpu, self._seq, outcome, reason))
 
     def _note(self, event: str, detail: str) -> None:
-        self._report(Note(self.gpu, event, detail))
+        if event == "lever.pretended" or self._repeats.passes(event, detail, time.monotonic()):
+            self._report(Note(self.gpu, event, detail))
+
+
+def _told(error: GpuError) -> str:
+    """The failure, and where the driver as a whole is the matter what to do."""
+    return f"{error}; {error.hint}" if isinstance(error, DriverUnavailable) else str(error)

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memscaler.core.errors import GpuUnsupported, UsageError
+from memscaler.core.errors import GpuError, GpuUnsupported, UsageError
 from memscaler.gpu import levers
-from memscaler.gpu.inventory import LOW_PSTATE, Capabilities, Device
+from memscaler.gpu.inventory import Device
 from memscaler.gpu.levers import GRAPHICS_CLOCK, MEMORY_CLOCK, NAMES, PSTATE, Lever
+from memscaler.gpu.probe import LOW_PSTATE, Capabilities
 
 AUTO = "auto"
 VGPU_GUEST = 2
@@ -27,20 +28,25 @@ AT_RUN_TIME = 2
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The levers to try, best first; why the first one; and why not the others: (lever, reason)."""
+    """The levers to try, best first; why the first one; and why not the others: (lever, reason).
+
+    unsure: there is no lever, but the driver failed to answer; asking again may tell more.
+    """
 
     levers: tuple[Lever, ...]
     why: str
     refused: tuple[tuple[str, str], ...] = ()
+    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """About one lever: why it can be tried (`lever` set), or why not."""
+    """About one lever: why it can be tried (`lever` set), or why not. failed: the driver did not say whether."""
 
     name: str
     reason: str
     lever: Lever | None = None
+    failed: bool = False
 
 
 def choose(device: Device, lever: str = AUTO) -> Choice:
@@ -53,7 +59,9 @@ def choose(device: Device, lever: str = AUTO) -> Choice:
     chosen = [verdict for verdict in verdicts if verdict.lever is not None]
     refused = tuple((verdict.name, verdict.reason) for verdict in verdicts if verdict.lever is None)
     why = chosen[0].reason if chosen else _common(refused)
-    return Choice(tuple(verdict.lever for verdict in chosen if verdict.lever is not None), why, refused)
+    failed = bool(device.capabilities.doubts) or any(verdict.failed for verdict in verdicts)
+    unsure = not chosen and failed
+    return Choice(tuple(verdict.lever for verdict in chosen if verdict.lever is not None), why, refused, unsure)
 
 
 def _forced(device: Device, verdict: _Verdict) -> Choice:
@@ -80,6 +88,10 @@ def _verdicts(device: Device) -> tuple[_Verdict, ...]:
 
 
 def _obstacle(able: Capabilities) -> str:
+    doubts = dict(able.doubts)
+    for doubt in (doubts.get("virtualization_mode"), doubts.get("mig")):
+        if doubt:
+            return f"nobody knows whether its clocks may be touched: {doubt}"
     if able.virtualization_mode == VGPU_GUEST:
         return "this is a vGPU guest: its clocks belong to the hypervisor"
     if able.mig:
@@ -91,7 +103,7 @@ def _memory_clock(device: Device) -> _Verdict:
     able = device.capabilities
     clocks = _clocks(able.memory_clocks_mhz)
     if not able.memory_clocks_mhz:
-        return _Verdict(MEMORY_CLOCK, "the driver lists no memory clocks")
+        return _Verdict(MEMORY_CLOCK, dict(able.doubts).get("memory_clocks_mhz", "the driver lists no memory clocks"))
     if len(able.memory_clocks_mhz) == 1:
         return _Verdict(MEMORY_CLOCK, f"the memory clock is fixed at {clocks}")
     if able.switch_type in SWITCH_TYPES:
@@ -117,7 +129,9 @@ def _graphics_clock(device: Device) -> _Verdict:
     if (able.architecture or 0) < VOLTA:
         return _Verdict(GRAPHICS_CLOCK, "cards before Volta cannot lock their graphics clock")
     if not able.graphics_clocks_mhz:
-        return _Verdict(GRAPHICS_CLOCK, "the driver lists no graphics clocks")
+        doubts = dict(able.doubts)
+        doubt = doubts.get("graphics_clocks_mhz") or doubts.get("memory_clocks_mhz")
+        return _Verdict(GRAPHICS_CLOCK, doubt or "the driver lists no graphics clocks")
     fixed = f"the memory clock is fixed at {_clocks(able.memory_clocks_mhz)}; " * (len(able.memory_clocks_mhz) == 1)
     reason = f"{fixed}graphics clocks go down to {min(able.graphics_clocks_mhz)} MHz"
     return _Verdict(GRAPHICS_CLOCK, reason, levers.graphics_clock(device))
@@ -128,6 +142,8 @@ def _tried(name: str, build: Callable[[], Lever], reason: str) -> _Verdict:
         return _Verdict(name, reason, build())
     except GpuUnsupported as error:
         return _Verdict(name, str(error))
+    except GpuError as error:
+        return _Verdict(name, str(error), failed=True)
 
 
 def _clocks(clocks_mhz: tuple[int, ...]) -> str:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from memscaler.core.errors import GpuError, GpuLost, GpuUnsupported, UsageError
+from memscaler.core.errors import (
+    DriverUnavailable,
+    GpuCallFailed,
+    GpuError,
+    GpuLost,
+    GpuPermission,
+    GpuUnsupported,
+    UsageError,
+)
 from memscaler.core.snapshot import GpuReading, Identity
 from memscaler.gpu import nvapi, nvml
+from memscaler.gpu.probe import Capabilities, probe_capabilities, prove
+from memscaler.gpu.session import Attempt
 
 Value = TypeVar("Value")
 
@@ -26,7 +37,8 @@ _READINGS: dict[str, Callable[[nvml.Handle], Any]] = {
     "temperature_c": nvml.temperature_c,
 }
 
-LOW_PSTATE = 8
+OPEN_DEADLINE_S = 5.0  # for one GPU's answers, or NVAPI's, at the start
+SUSPICION_S = 60.0  # GPUs that failed within this time of each other may have one cause: a stale session
 
 SHORTEST_UUID = len("GPU-0000")
 
@@ -34,37 +46,14 @@ _PCI = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7])", 
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What the driver says about a GPU and what does not change while it runs. None: it does not say.
-
-    switch_type: how the memory clock switches: 0 not at all, 1 after a driver reload, 2 at run time.
-    switch_interval_ms: the least time between two switches of the memory clock.
-    """
-
-    architecture: int | None
-    virtualization_mode: int | None
-    mig: bool
-    memory_clocks_mhz: tuple[int, ...]
-    graphics_clocks_mhz: tuple[int, ...]
-    pstates: tuple[int, ...]
-    switch_type: int | None
-    switch_interval_ms: int
-
-    @property
-    def has_low_pstate(self) -> bool:
-        """True if there is a slower performance state to go to."""
-        return len(self.memory_clocks_mhz) > 1 or LOW_PSTATE in self.pstates
-
-
-@dataclass(frozen=True, slots=True)
 class PstateControl:
     """A GPU as NVAPI knows it: bound calls that force a performance state and let go of it."""
 
-    nvapi: nvapi.Nvapi
-    handle: object
+    library: nvapi.Nvapi
+    handle: nvapi.Handle
 
     def forcing(self, pstate: int) -> Callable[[], None]:
-        return self.nvapi.forcing(self.handle, pstate)  # type: ignore[arg-type]  # opaque to everybody but nvapi
+        return self.library.forcing(self.handle, pstate)
 
     def releasing(self) -> Callable[[], None]:
         return self.forcing(nvapi.AUTOMATIC)
@@ -72,7 +61,7 @@ class PstateControl:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Device:
-    """One GPU. `pstate_control()` raises GpuUnsupported, with the reason, where NVAPI cannot be used for it."""
+    """One GPU. `pstate_control()` raises GpuUnsupported where NVAPI cannot be used for it, GpuError where it fails."""
 
     identity: Identity
     handle: nvml.Handle
@@ -80,23 +69,41 @@ class Device:
     pstate_control: Callable[[], PstateControl]
 
     def reading(self) -> GpuReading:
-        """What the GPU does now. Raise GpuLost if it is gone."""
-        reading = self.reading_unless(lambda: False)
-        assert reading is not None  # noqa: S101  # nothing interrupts it
-        return reading
+        """What the GPU does now, as far as the driver tells. Raise GpuLost if it is gone."""
+        try:
+            reading = self.reading_unless(lambda: False)
+        except GpuCallFailed:
+            reading = None
+        return reading or GpuReading(time.monotonic_ns(), **dict.fromkeys(_READINGS))
 
     def reading_unless(self, interrupted: Callable[[], bool]) -> GpuReading | None:
-        """Like `reading`, but given up between two driver calls as soon as `interrupted`: a wake is not to wait."""
-        at_ns, values = time.monotonic_ns(), {}
+        """Like `reading`, but given up between two driver calls as soon as `interrupted`: a wake is not to wait.
+
+        Raise GpuCallFailed if the driver tells nothing at all.
+        """
+        at_ns, values, failed = time.monotonic_ns(), dict.fromkeys(_READINGS), None
         for name, ask in _READINGS.items():
             if interrupted():
                 return None
-            values[name] = _or_none(ask, self.handle)
+            try:
+                values[name] = ask(self.handle)
+            except GpuLost:
+                raise
+            except GpuError as error:
+                failed = error
+        if isinstance(failed, GpuCallFailed) and not any(value is not None for value in values.values()):
+            raise failed
         return GpuReading(at_ns, **values)
 
     def utilization_ratio(self) -> float | None:
-        """The GPU's utilisation, whoever causes it; None where it is not told (MIG)."""
-        return _or_none(nvml.utilization_ratio, self.handle)
+        """The GPU's utilisation, whoever causes it; None where it is not told (MIG).
+
+        Raise GpuCallFailed where it should be told: then nobody knows.
+        """
+        try:
+            return nvml.utilization_ratio(self.handle)
+        except (GpuUnsupported, GpuPermission):
+            return None
 
     def processes(self) -> frozenset[int]:
         """The pids that have a compute context on the GPU; none where the driver does not tell."""
@@ -110,7 +117,7 @@ class Device:
 
         False says little: to a container the driver may list no processes at all.
         """
-        return bool(self.processes()) or bool(self.utilization_ratio())
+        return bool(self.processes()) or bool(_or_none(nvml.utilization_ratio, self.handle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +131,58 @@ class LostDevice:
 class Driver:
     """The opened driver: `gpus` that answer, `lost` ones with the reason. One broken GPU does not stop the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, look: bool = True) -> None:
+        """look: find out which GPUs there are. Without it only `reopen` knows any."""
         nvml.initialise()
+        nvml.SESSION.start_afresh()
+        nvapi.SESSION.start_afresh()
         self.driver_version = nvml.driver_version()
-        self._nvapi: nvapi.Nvapi | GpuError | None = None
-        gpus: list[Device] = []
-        lost: list[LostDevice] = []
-        for index in range(nvml.count()):
-            try:
-                gpus.append(self._open(index))
-            except GpuError as error:
-                lost.append(LostDevice(index, str(error)))
-        self.gpus = tuple(gpus)
-        self.lost = tuple(lost)
+        self.outdated = ""
+        """What to do if only a new process can use the driver again; "" as long as this one can."""
+        self._lock = threading.Lock()  # never held during a driver call
+        self._nvapi: nvapi.Nvapi | None = None
+        self._nvapi_attempt: Attempt[nvapi.Nvapi] | None = None
+        self._users: set[str] = set()  # GPUs that say so when the session seems stale to them
+        self._suspected_s: dict[str, float] = {}
+        self.gpus: tuple[Device, ...] = ()
+        self.lost: tuple[LostDevice, ...] = ()
+        if look:
+            self._look()
 
     def find(self, uuid: str) -> Device | None:
         return next((gpu for gpu in self.gpus if gpu.identity.uuid == uuid), None)
 
+    def use(self, uuid: str) -> None:
+        """This GPU is reopened when it fails: as long as it has not failed, the session does not count as stale."""
+        self._users.add(uuid)
+
+    def disuse(self, uuid: str) -> None:
+        """Nobody minds any more whether this GPU fails."""
+        self._users.discard(uuid)
+
+    def reopen(self, uuid: str, *, probe: bool = False) -> Device:
+        """The GPU with a fresh handle, in a new session if the old one is stale. probe: ask what it can do, too.
+
+        Raise GpuLost if it is not there, and DriverUnavailable if the driver as a whole is not.
+        """
+        seen, known = nvml.SESSION.generation, self.find(uuid)
+        try:
+            device = self._afresh(uuid, known, probe=probe)
+        except (GpuUnsupported, GpuPermission):
+            raise
+        except GpuError as error:
+            if not self._is_stale(uuid):
+                raise
+            self._renew(seen, error)
+            device = self._afresh(uuid, known, probe=probe)
+        self._suspected_s.pop(uuid, None)
+        with self._lock:
+            others = [gpu for gpu in self.gpus if gpu.identity.uuid != uuid]
+            self.gpus = tuple(sorted([*others, device], key=lambda gpu: gpu.identity.index))
+        return device
+
     def close(self) -> None:
-        if isinstance(self._nvapi, nvapi.Nvapi):
+        if self._nvapi is not None:
             self._nvapi.close()
         nvml.shutdown()
 
@@ -154,27 +194,103 @@ class Driver:
     ) -> None:
         self.close()
 
+    def _look(self) -> None:
+        """Ask every GPU in a thread of its own: one that hangs the driver is lost to us, the others are not."""
+        try:
+            count = nvml.count()
+        except GpuError as error:
+            nvml.shutdown()
+            raise nvml.unusable(error) from error
+        attempts = [Attempt(partial(self._open, index)) for index in range(count)]
+        end_s = time.monotonic() + OPEN_DEADLINE_S
+        gpus: list[Device] = []
+        lost: list[LostDevice] = []
+        for index, attempt in enumerate(attempts):
+            try:
+                gpus.append(attempt.result(end_s - time.monotonic(), nvml.SESSION))
+            except GpuError as error:
+                lost.append(LostDevice(index, str(error)))
+        self.gpus = tuple(gpus)
+        self.lost = tuple(lost)
+
     def _open(self, index: int) -> Device:
         handle = nvml.handle(index)
-        identity = Identity(index, nvml.uuid(handle), nvml.pci_bus_id(handle), nvml.name(handle))
-        return Device(identity, handle, _probe(handle), partial(self._pstate_control, identity))
+        return self._device(handle, index, nvml.uuid(handle))
 
-    def _pstate_control(self, identity: Identity) -> PstateControl:
+    def _device(self, handle: nvml.Handle, index: int, uuid: str) -> Device:
+        if not uuid:
+            raise GpuCallFailed("nvmlDeviceGetUUID: it has no UUID, although the driver reports success")
+        bus_id, name = _or_none(nvml.pci_bus_id, handle) or "", _or_none(nvml.name, handle) or "unnamed GPU"
+        identity = Identity(index, uuid, bus_id, name)
+        return Device(identity, handle, probe_capabilities(handle), partial(self._pstate_control, identity))
+
+    # ---- after a failure ------------------------------------------------------------------------------------------
+
+    def _afresh(self, uuid: str, known: Device | None, *, probe: bool) -> Device:
+        handle = nvml.handle_of(uuid)
+        prove(handle)
+        if known is None:
+            return self._device(handle, nvml.index(handle), uuid)
+        capabilities = probe_capabilities(handle, known.capabilities) if probe else known.capabilities
+        control = partial(self._pstate_control, known.identity, afresh=True)
+        return replace(known, handle=handle, capabilities=capabilities, pstate_control=control)
+
+    def _is_stale(self, uuid: str) -> bool:
+        """True if it is not this GPU that fails but the session: it answers nothing, or every GPU has failed lately.
+
+        What other GPUs do is what their own threads found out: asking them from here might hang.
+        """
+        now_s = time.monotonic()
+        self._suspected_s[uuid] = now_s
+        if not nvml.is_alive():
+            return True
+        return all(now_s - self._suspected_s.get(user, -SUSPICION_S) < SUSPICION_S for user in set(self._users))
+
+    def _renew(self, seen: int, because: GpuError) -> None:
+        try:
+            nvml.SESSION.renew(seen, nvml.initialise_anew)
+        except GpuCallFailed:  # not now
+            if isinstance(because, GpuLost):
+                raise because from None
+            raise
+        except DriverUnavailable as error:
+            if error.code == nvml.MISMATCH:
+                self.outdated = f"{error}; {error.hint}"
+            raise
+        self.outdated = ""
+
+    # ---- NVAPI ----------------------------------------------------------------------------------------------------
+
+    def _pstate_control(self, identity: Identity, *, afresh: bool = False) -> PstateControl:
         """Opens NVAPI at the first use: most machines never need it."""
-        if self._nvapi is None:
-            try:
-                self._nvapi = nvapi.Nvapi()
-            except GpuUnsupported as error:
-                self._nvapi = error
-        if isinstance(self._nvapi, GpuError):
-            raise self._nvapi
-        buses = [_bus(gpu.identity) for gpu in self.gpus]
-        return PstateControl(self._nvapi, self._nvapi.match(_bus(identity), buses))
+        bus, seen = _bus(identity), nvapi.SESSION.generation
+        others = [gpu.identity for gpu in self.gpus if gpu.identity.uuid != identity.uuid and gpu.identity.pci_bus_id]
+        buses = [bus, *map(_bus, others)]
+        library = self._open_nvapi(retry=afresh)
+        try:
+            if afresh:
+                library.enumerate()
+            return PstateControl(library, library.match(bus, buses))
+        except GpuError:
+            if not afresh:
+                raise
+        nvapi.SESSION.renew(seen, partial(_close_and_initialise, library))
+        return PstateControl(library, library.match(bus, buses))
+
+    def _open_nvapi(self, *, retry: bool) -> nvapi.Nvapi:
+        """The library. What it failed with is its answer for ever, unless `retry`; it is not tried twice at a time."""
+        with self._lock:
+            attempt, patience_s = self._nvapi_attempt, 0.0
+            if attempt is None or (retry and self._nvapi is None and not attempt.pending):
+                attempt, patience_s = Attempt(nvapi.Nvapi), OPEN_DEADLINE_S
+                self._nvapi_attempt = attempt
+        self._nvapi = attempt.result(patience_s, nvapi.SESSION)
+        return self._nvapi
 
 
-def open_driver() -> Driver:
-    """Open the driver. Raise DriverUnavailable, with the remedy as its hint."""
-    return Driver()
+def open_driver(*, look: bool = True) -> Driver:
+    """Open the driver. Raise DriverUnavailable, with the remedy as its hint. look: as for Driver."""
+    return Driver(look=look)
 
 
 def resolve(spec: str, devices: Iterable[Device], lost: Iterable[LostDevice] = ()) -> Device:
@@ -197,7 +313,8 @@ def _means(spec: str, gpu: Identity) -> bool:
         return True
     if spec.startswith("gpu-") and len(spec) >= SHORTEST_UUID:
         return gpu.uuid.lower().startswith(spec)
-    return _PCI.fullmatch(spec) is not None and _pci_key(spec, gpu.pci_bus_id) == _pci_key(gpu.pci_bus_id)
+    known = _pci_key(gpu.pci_bus_id)
+    return bool(known) and _PCI.fullmatch(spec) is not None and _pci_key(spec, gpu.pci_bus_id) == known
 
 
 def _pci_key(bus_id: str, default: str = "0:0:0.0") -> tuple[int, ...]:
@@ -210,22 +327,15 @@ def _pci_key(bus_id: str, default: str = "0:0:0.0") -> tuple[int, ...]:
 
 
 def _bus(identity: Identity) -> int:
-    return _pci_key(identity.pci_bus_id)[1]
+    key = _pci_key(identity.pci_bus_id)
+    if not key:
+        raise GpuUnsupported("the driver does not tell the PCI bus of this GPU, by which NVAPI would know it")
+    return key[1]
 
 
-def _probe(handle: nvml.Handle) -> Capabilities:
-    memory_clocks_mhz = nvml.memory_clocks_mhz(handle)
-    graphics = nvml.graphics_clocks_mhz(handle, memory_clocks_mhz[0]) if memory_clocks_mhz else ()
-    return Capabilities(
-        architecture=nvml.architecture(handle),
-        virtualization_mode=nvml.virtualization_mode(handle),
-        mig=nvml.mig_enabled(handle),
-        memory_clocks_mhz=memory_clocks_mhz,
-        graphics_clocks_mhz=graphics,
-        pstates=nvml.pstates(handle),
-        switch_type=nvml.field(handle, nvml.FIELD_MEMORY_SWITCH_TYPE),
-        switch_interval_ms=nvml.field(handle, nvml.FIELD_MEMORY_SWITCH_INTERVAL_MS) or 0,
-    )
+def _close_and_initialise(library: nvapi.Nvapi) -> None:
+    library.close()
+    library.initialise()
 
 
 def _or_none(ask: Callable[[nvml.Handle], Value], handle: nvml.Handle) -> Value | None:

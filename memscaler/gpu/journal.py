@@ -6,9 +6,11 @@ A file is replaced as a whole, so a reader never sees half of one; what it canno
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import json
 import os
+import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from memscaler.core.snapshot import Identity
 UNKNOWN_LEVER = "unknown"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PATTERN = "GPU-*.json"
+MOST_BYTES = 64 * 1024  # of an entry; those we write have 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Journal:
 
     def _read(self, path: Path) -> Entry | None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_own(path, MOST_BYTES))
             return Entry(
                 uuid=path.stem,
                 pci_bus_id=str(found["pci_bus_id"]),
@@ -93,8 +96,23 @@ class Journal:
             )
         except FileNotFoundError:  # released since the directory was listed
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return Entry(path.stem, "", UNKNOWN_LEVER, 0, self._boot_id, 0.0)
 
     def _path(self, uuid: str) -> Path:
         return self.directory / f"{uuid}.json"
+
+
+def read_own(path: Path, most_bytes: int) -> str:
+    """The text of a file of ours: of no other kind, not what a link leads to, and no more than we would have written.
+
+    Raise OSError or ValueError.
+    """
+    # a FIFO would wait for its writer
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes} bytes")
+    return data.decode("utf-8")

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from memscaler.core.errors import GpuError, GpuUnsupported
 from memscaler.gpu import nvml
-from memscaler.gpu.inventory import LOW_PSTATE, Device
+from memscaler.gpu.inventory import Device
+from memscaler.gpu.probe import LOW_PSTATE
 
 MEMORY_CLOCK = "memory-clock"
 GRAPHICS_CLOCK = "graphics-clock"
@@ -103,7 +104,8 @@ class EveryLever:
     def undo(self) -> None:
         """Reset every lever that this GPU has; raise the last failure after all were tried."""
         failed: GpuError | None = None
-        builders = (memory_clock, graphics_clock, *([pstate] if self.device.capabilities.has_low_pstate else []))
+        able = self.device.capabilities
+        builders = (memory_clock, graphics_clock, *([pstate] if able.has_low_pstate or able.doubts else []))
         for build in builders:
             try:
                 build(self.device).undo()
@@ -154,18 +156,23 @@ def graphics_clock(device: Device) -> Lever:
 
 
 def pstate(device: Device) -> Lever:
-    """The lever on performance state 8. Raise GpuUnsupported where NVAPI cannot be used for this GPU."""
+    """The lever on performance state 8. Raise as `Device.pstate_control`."""
     control = device.pstate_control()
     read = partial(nvml.pstate, device.handle)
     return PstateLever(PSTATE, LOW_PSTATE, control.forcing(LOW_PSTATE), control.releasing(), read)
 
 
-def recall(device: Device, name: str) -> Lever:
-    """The lever of this name, to undo it; every lever if the name is none. Where it is gone, undoing it says so."""
+def rebuild(device: Device, name: str) -> Lever:
+    """The lever of this name, to undo it; every lever if the name is none. Raise GpuError if it cannot be had."""
     builders = {MEMORY_CLOCK: memory_clock, GRAPHICS_CLOCK: graphics_clock, PSTATE: pstate}
+    return builders.get(name, EveryLever)(device)
+
+
+def recall(device: Device, name: str) -> Lever:
+    """Like `rebuild`; where the lever cannot be had, undoing it says so."""
     try:
-        return builders.get(name, EveryLever)(device)
-    except GpuUnsupported as error:
+        return rebuild(device, name)
+    except GpuError as error:
         refuse = partial(_raise, error)
         return PstateLever(name, LOW_PSTATE, refuse, refuse, lambda: None)
 

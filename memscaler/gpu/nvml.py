@@ -1,26 +1,32 @@
 """The edge to NVML: plain numbers out, memscaler's errors up; nothing above this module sees pynvml.
 
 Every call here may block for as long as the driver likes. Only actuator threads, the start and the short commands call.
+A handle knows its session: after SESSION was opened anew, the driver never sees an older one.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pynvml
 
 from memscaler.core.errors import DriverUnavailable, GpuCallFailed, GpuError, GpuLost, GpuPermission, GpuUnsupported
+from memscaler.gpu.session import Session
 
-Handle = Any  # pynvml's opaque pointer
+SESSION = Session("NVML")
 
 OK = 0
 NO_PERMISSION = 4
+NOT_FOUND = 6
 FUNCTION_NOT_FOUND = 13
 UNSUPPORTED = frozenset({3, FUNCTION_NOT_FOUND})
 LOST = frozenset({15, 16})  # fallen off the bus; reset required
+MISMATCH = 18  # library and kernel module are of different versions
+MOST_USERS = 64  # of NVML in this process
 
 GRAPHICS, MEMORY = 0, 2  # nvmlClockType_t
 TEMPERATURE_GPU = 0
@@ -42,6 +48,14 @@ _REMEDIES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A GPU in one session with NVML. pointer: pynvml's, opaque."""
+
+    pointer: Any
+    generation: int
+
+
 def failure(code: int, call: str) -> GpuError:
     """The error that stands for this NVML code."""
     message = f"{call}: {pynvml.NVMLError(code)} (NVML {code})"
@@ -61,20 +75,19 @@ def ask(name: str, *arguments: Any) -> Any:
     wrapper = getattr(pynvml, name, None)
     if wrapper is None:
         raise failure(FUNCTION_NOT_FOUND, name)
+    if arguments and isinstance(arguments[0], Handle):
+        SESSION.enter(name, arguments[0].generation)
+        arguments = (arguments[0].pointer, *arguments[1:])
+    else:
+        SESSION.enter(name)
     try:
         return wrapper(*arguments)
     except pynvml.NVMLError as error:
         raise failure(_code(error), name) from error
-
-
-def told(name: str, *arguments: Any) -> Any | None:
-    """Like `ask`, but None where this GPU or driver does not tell. Raise GpuLost only."""
-    try:
-        return ask(name, *arguments)
-    except GpuLost:
-        raise
-    except GpuError:
-        return None
+    except (pynvml.NVMLLibraryMismatchError, UnicodeDecodeError) as error:  # an older library; bytes that are no text
+        raise GpuUnsupported(f"{name}: {error}") from error
+    finally:
+        SESSION.leave()
 
 
 class Setter:
@@ -83,50 +96,103 @@ class Setter:
     ctypes lets other threads run during the call.
     """
 
-    __slots__ = ("_call", "symbol")
+    __slots__ = ("_call", "_generation", "symbol")
 
     def __init__(self, symbol: str, handle: Handle, *values: int) -> None:
         self.symbol = symbol
-        self._call = _bind(symbol, handle, *values)
+        self._generation = handle.generation
+        self._call = _bind(symbol, handle.pointer, *values)
 
     def __call__(self) -> None:
-        if code := self._call():
+        SESSION.enter(self.symbol, self._generation)
+        try:
+            code = self._call()
+        finally:
+            SESSION.leave()
+        if code:
             raise failure(code, self.symbol)
 
 
-def _bind(symbol: str, handle: Handle, *values: int) -> Callable[[], int]:
+def _bind(symbol: str, pointer: Any, *values: int) -> Callable[[], int]:
     try:
         function = pynvml._nvmlGetFunctionPointer(symbol)  # noqa: SLF001  # the wrappers cost more and vary by release
     except pynvml.NVMLError:
         return lambda: FUNCTION_NOT_FOUND
-    return partial(function, handle, *(ctypes.c_uint(value) for value in values))
+    return partial(function, pointer, *(ctypes.c_uint(value) for value in values))
 
 
 # ---- the driver ---------------------------------------------------------------------------------------------------
 
 
+class _Users:
+    """How many in this process have initialised NVML and not shut it down."""
+
+    count = 0
+
+
 def initialise() -> None:
     """Load and initialise NVML. Raise DriverUnavailable with the remedy; GpuPermission if this user may not."""
+    _initialise()
+    _Users.count += 1
+
+
+def _initialise() -> None:
+    SESSION.enter("nvmlInit")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        code = _code(error)
-        if code == NO_PERMISSION:
-            raise failure(code, "nvmlInit") from error
-        hint = _REMEDIES.get(code, "see `dmesg | grep -i nvrm` for what the driver says")
-        raise DriverUnavailable(f"no usable NVIDIA driver: {error} (NVML {code})", code=code, hint=hint) from error
+        raise unusable(failure(_code(error), "nvmlInit")) from error
     except pynvml.NVMLLibraryMismatchError as error:  # not an NVMLError
-        raise DriverUnavailable(f"no usable NVIDIA driver: {error}", hint=_REMEDIES[18]) from error
+        raise unusable(GpuCallFailed(str(error), code=MISMATCH)) from error
+    finally:
+        SESSION.leave()
+
+
+def unusable(error: GpuError) -> GpuError:
+    """What to raise when the driver as a whole fails so: DriverUnavailable, or the same if rights are missing."""
+    if isinstance(error, GpuPermission):
+        return error
+    hint = _REMEDIES.get(error.code, "see `dmesg | grep -i nvrm` for what the driver says")
+    return DriverUnavailable(f"no usable NVIDIA driver: {error}", code=error.code, hint=hint)
+
+
+def initialise_anew() -> None:
+    """Shut down and initialise, for as many users as there are. Raise as `initialise` does."""
+    _drain()
+    for _ in range(max(_Users.count, 1)):
+        _initialise()
 
 
 def shutdown() -> None:
-    """Let go of the driver. It does not matter if it is gone already."""
-    told("nvmlShutdown")
+    """Let go of the driver; the last one out leaves nothing open. It does not matter if it is gone already."""
+    _Users.count = max(0, _Users.count - 1)
+    if _Users.count:
+        _shutdown()
+    else:
+        _drain()
+
+
+def _drain() -> None:
+    """NVML counts how often it was initialised, and a shutdown that failed once has left one too many."""
+    for _ in range(MOST_USERS):
+        if not _shutdown():
+            return
+
+
+def _shutdown() -> bool:
+    try:
+        ask("nvmlShutdown")
+    except GpuError:
+        return False
+    return True
 
 
 def driver_version() -> str:
     """For example "580.95.05"; "" if the driver does not tell."""
-    return str(told("nvmlSystemGetDriverVersion") or "")
+    try:
+        return str(ask("nvmlSystemGetDriverVersion"))
+    except GpuError:
+        return ""
 
 
 def count() -> int:
@@ -134,9 +200,38 @@ def count() -> int:
     return int(ask("nvmlDeviceGetCount"))
 
 
+def is_alive() -> bool:
+    """True if the session as a whole answers, whatever it says about single GPUs."""
+    try:
+        count()
+    except (GpuUnsupported, GpuPermission):
+        return True
+    except GpuError:
+        return False
+    return True
+
+
 def handle(index: int) -> Handle:
     """The GPU with this index. Raise GpuLost if it does not answer."""
-    return ask("nvmlDeviceGetHandleByIndex", index)
+    return _handle("nvmlDeviceGetHandleByIndex", index)
+
+
+def handle_of(uuid: str) -> Handle:
+    """The GPU with this UUID. Raise GpuLost if it is not there."""
+    try:
+        return _handle("nvmlDeviceGetHandleByUUID", uuid)
+    except GpuCallFailed as error:
+        if error.code != NOT_FOUND:
+            raise
+        raise GpuLost(str(error), code=NOT_FOUND) from error
+
+
+def _handle(lookup: str, key: int | str) -> Handle:
+    generation = SESSION.generation
+    pointer = ask(lookup, key)
+    if not pointer:  # success, and nothing to show for it
+        raise GpuCallFailed(f"{lookup}: no handle, although it reports success")
+    return Handle(pointer, generation)
 
 
 # ---- one GPU ------------------------------------------------------------------------------------------------------
@@ -157,49 +252,57 @@ def pci_bus_id(gpu: Handle) -> str:
     return str(ask("nvmlDeviceGetPciInfo", gpu).busId)
 
 
-def architecture(gpu: Handle) -> int | None:
+def architecture(gpu: Handle) -> int:
     """NVML's number: 4 Pascal, 5 Volta, 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell."""
-    return told("nvmlDeviceGetArchitecture", gpu)
+    return int(ask("nvmlDeviceGetArchitecture", gpu))
 
 
-def virtualization_mode(gpu: Handle) -> int | None:
+def virtualization_mode(gpu: Handle) -> int:
     """0 none, 1 passed through, 2 guest of a vGPU, 3 host of vGPUs."""
-    return told("nvmlDeviceGetVirtualizationMode", gpu)
+    return int(ask("nvmlDeviceGetVirtualizationMode", gpu))
 
 
 def mig_enabled(gpu: Handle) -> bool:
     """True if the GPU is cut into instances now."""
-    modes = told("nvmlDeviceGetMigMode", gpu)
-    return bool(modes and modes[0])
+    return bool(ask("nvmlDeviceGetMigMode", gpu)[0])
 
 
 def memory_clocks_mhz(gpu: Handle) -> tuple[int, ...]:
     """The supported memory clocks in MHz, highest first; none if the card does not tell."""
-    return _descending(told("nvmlDeviceGetSupportedMemoryClocks", gpu))
+    return _descending(ask("nvmlDeviceGetSupportedMemoryClocks", gpu))
 
 
 def graphics_clocks_mhz(gpu: Handle, memory_mhz: int) -> tuple[int, ...]:
     """The graphics clocks in MHz that go with this memory clock, highest first."""
-    return _descending(told("nvmlDeviceGetSupportedGraphicsClocks", gpu, memory_mhz))
+    return _descending(ask("nvmlDeviceGetSupportedGraphicsClocks", gpu, memory_mhz))
 
 
 def pstates(gpu: Handle) -> tuple[int, ...]:
     """The supported performance states, 0 the fastest."""
-    known = told("nvmlDeviceGetSupportedPerformanceStates", gpu) or ()
+    known = ask("nvmlDeviceGetSupportedPerformanceStates", gpu)
     return tuple(sorted({int(state) for state in known if state < PSTATE_UNKNOWN}))
 
 
 def field(gpu: Handle, number: int) -> int | None:
     """The value of an NVML field, None if this driver does not know it."""
-    values = told("nvmlDeviceGetFieldValues", gpu, [number])
-    if values is None or values[0].nvmlReturn != OK or not 0 <= values[0].valueType < len(_FIELD_MEMBERS):
+    values = ask("nvmlDeviceGetFieldValues", gpu, [number])
+    # Type 0, a floating point number, is also what a structure looks like that the driver has not touched.
+    if values[0].nvmlReturn != OK or not 0 < values[0].valueType < len(_FIELD_MEMBERS):
         return None
     return int(getattr(values[0].value, _FIELD_MEMBERS[values[0].valueType]))
 
 
+def index(gpu: Handle) -> int:
+    """Its place in the driver's list; may change with the next reboot."""
+    return int(ask("nvmlDeviceGetIndex", gpu))
+
+
 def clock_mhz(gpu: Handle, kind: int) -> int:
     """The clock in MHz that runs now; `kind` is GRAPHICS or MEMORY."""
-    return int(ask("nvmlDeviceGetClockInfo", gpu, kind))
+    mhz = int(ask("nvmlDeviceGetClockInfo", gpu, kind))
+    if not mhz:  # taken for a clock it would be the lowest of all, and a proof that every park works and no wake does
+        raise GpuCallFailed("nvmlDeviceGetClockInfo: 0 MHz is no clock")
+    return mhz
 
 
 def pstate(gpu: Handle) -> int | None:

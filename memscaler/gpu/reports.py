@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memscaler.core.model import LeverResult
 from memscaler.core.snapshot import GpuReading
@@ -33,6 +33,27 @@ class Note:
     gpu: str
     event: str
     detail: str
+
+
+REPEAT_AFTER_S = 300.0
+
+
+@dataclass(slots=True)
+class Repeats:
+    """Of equal messages in a row lets the first one pass, and then one in REPEAT_AFTER_S."""
+
+    _told: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def passes(self, about: str, message: str, now_s: float) -> bool:
+        before, told_s = self._told.get(about, ("", 0.0))
+        if message == before and now_s - told_s < REPEAT_AFTER_S:
+            return False
+        self._told[about] = (message, now_s)
+        return True
+
+    def over(self, about: str) -> None:
+        """It is well again: the next one is news."""
+        self._told.pop(about, None)
 
 
 Report = LeverResult | Sample | WakeTiming | Note

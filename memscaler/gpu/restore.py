@@ -1,6 +1,6 @@
 """Undo what a memscaler that is gone left behind. Needs no daemon and no configuration; may run any number of times.
 
-Each GPU is undone in a thread of its own: one that hangs in the driver does not keep the others down.
+Each GPU is looked up and undone in a thread of its own: one that hangs in the driver does not keep the others down.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 from memscaler.core.errors import GpuError, GpuLost, GpuPermission
 from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.journal import Entry, Journal
-from memscaler.gpu.levers import EveryLever, Lever, recall
+from memscaler.gpu.levers import EveryLever, recall
+from memscaler.gpu.nvml import NOT_FOUND
 
 FIRST_PAUSE_S = 0.05
 PAUSE_GROWTH = 2.0
 LONGEST_PAUSE_S = 1.0
+EVERY = "every lever"
 
 
 class Result(StrEnum):
@@ -81,7 +83,7 @@ def restore_from(directory: Path | str, *, all_levers: bool = False, budget_s: f
     journal = Journal(directory)
     if not all_levers and not journal.entries():
         return RestoreReport()
-    driver = open_driver()
+    driver = open_driver(look=all_levers)
     report = restore(journal, driver, all_levers=all_levers, budget_s=budget_s)
     if not any(gpu.result is Result.HUNG for gpu in report.gpus):
         driver.close()  # would wait for the hung call
@@ -91,36 +93,40 @@ def restore_from(directory: Path | str, *, all_levers: bool = False, budget_s: f
 class _Job:
     """The undoing of one GPU."""
 
-    def __init__(  # private, and built in one place
-        self, uuid: str, name: str, what: str, lever: Lever | None, entries: Sequence[Entry], reason: str = ""
-    ) -> None:
-        self._entries = entries
-        self._uuid, self._name, self._what, self._lever = uuid, name, what, lever
-        self._done = self._answer(Result.LOST, reason) if lever is None else None
+    def __init__(self, driver: Driver, uuid: str, what: str, entries: Sequence[Entry]) -> None:
+        """what: the lever, or EVERY."""
+        self._driver, self._uuid, self._what, self._entries = driver, uuid, what, entries
+        self._device = driver.find(uuid)
+        self._done: Restored | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, journal: Journal, end: float) -> None:
-        if self._lever is not None:
-            self._thread = threading.Thread(target=self._undo, args=(journal, self._lever, end), daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._run, args=(journal, end), daemon=True)
+        self._thread.start()
 
     def wait(self, end: float) -> Restored:
         if self._thread is not None:
             self._thread.join(max(0.0, end - time.monotonic()) + LONGEST_PAUSE_S / 10)
         return self._done or self._answer(Result.HUNG, "the driver does not answer")
 
-    def _undo(self, journal: Journal, lever: Lever, end: float) -> None:
+    def _run(self, journal: Journal, end: float) -> None:
+        self._driver.use(self._uuid)
+        try:
+            self._undo(journal, end)
+        finally:
+            self._driver.disuse(self._uuid)
+
+    def _undo(self, journal: Journal, end: float) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                lever.undo()
+                self._undo_once()
                 for entry in self._entries:
                     journal.release_entry(entry)
-            except GpuPermission as error:  # will not change
-                self._done = self._answer(Result.FAILED, str(error))
-                return
             except (GpuError, OSError) as error:
-                if time.monotonic() + pause_s > end:
+                self._device = None  # its handle may be what is wrong
+                will_not_change = isinstance(error, GpuPermission) or getattr(error, "code", 0) == NOT_FOUND
+                if will_not_change or time.monotonic() + pause_s > end:
                     result = Result.LOST if isinstance(error, GpuLost) else Result.FAILED
                     self._done = self._answer(result, str(error))
                     return
@@ -130,21 +136,19 @@ class _Job:
             time.sleep(pause_s)
             pause_s = min(pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
 
+    def _undo_once(self) -> None:
+        if self._device is None:
+            self._device = self._driver.reopen(self._uuid)
+        lever = EveryLever(self._device) if self._what == EVERY else recall(self._device, self._what)
+        lever.undo()
+
     def _answer(self, result: Result, reason: str = "") -> Restored:
-        return Restored(self._uuid, self._name, self._what, result, reason)
+        device = self._driver.find(self._uuid)
+        return Restored(self._uuid, device.identity.name if device else "", self._what, result, reason)
 
 
 def _jobs(entries: tuple[Entry, ...], driver: Driver, *, all_levers: bool) -> list[_Job]:
-    jobs = []
-    for entry in entries:
-        device = driver.find(entry.uuid)
-        if device is None:
-            reasons = "; ".join(f"gpu{gpu.index}: {gpu.reason}" for gpu in driver.lost)
-            jobs.append(_Job(entry.uuid, "", entry.lever, None, (entry,), reasons or "not among this machine's GPUs"))
-        elif not all_levers:
-            jobs.append(_Job(entry.uuid, device.identity.name, entry.lever, recall(device, entry.lever), (entry,)))
-    if all_levers:
-        for gpu in driver.gpus:
-            mine = [entry for entry in entries if entry.uuid == gpu.identity.uuid]
-            jobs.append(_Job(gpu.identity.uuid, gpu.identity.name, "every lever", EveryLever(gpu), mine))
-    return jobs
+    if not all_levers:
+        return [_Job(driver, entry.uuid, entry.lever, (entry,)) for entry in entries]
+    uuids = dict.fromkeys([gpu.identity.uuid for gpu in driver.gpus] + [entry.uuid for entry in entries])
+    return [_Job(driver, uuid, EVERY, [entry for entry in entries if entry.uuid == uuid]) for uuid in uuids]

@@ -220,7 +220,9 @@ def test_left_behind_and_not_undone_at_once(tmp_path):
         board.inject(RESET, code=999)
         client = connect(server)
         with governing(tmp_path, "a40", *arguments) as again:
-            eventually(lambda: len(again.events("gpu.alarmed")) > 2)
+            mark = again.driver.log_mark()
+            eventually(lambda: len(again.driver.call_log([RESET], after=mark)) > 2)
+            assert again.events("gpu.alarmed")
             assert board.locks
             assert again.stop() == 1
         with governing(tmp_path, "a40", *arguments) as again:

@@ -35,8 +35,8 @@ class Machine:
         """The calls so far that change clocks, oldest first; one under way included."""
         return [call.symbol for call in self.simulated.call_log() if "Set" in call.symbol or "Reset" in call.symbol]
 
-    def driver(self) -> Driver:
-        driver = open_driver()
+    def driver(self, *, look: bool = True) -> Driver:
+        driver = open_driver(look=look)
         self._drivers.append(driver)
         return driver
 

@@ -420,3 +420,66 @@ def test_close(simulate: Simulate, start: Start) -> None:
     bench.expect(Outcome.APPLIED)
     bench.actuator.close()
     assert bench.actuator.join(1)
+
+
+def test_the_same_failure_is_not_told_for_ever(simulate: Simulate, start: Start) -> None:
+    """A lost GPU is sampled again and again; that is told once, and anew when it has been well in between."""
+    machine = simulate("a40")
+    bench = start(machine.driver())
+    for _ in range(2):
+        machine.boards[0].lose()
+        for _ in range(3):
+            bench.actuator.sample()
+            assert bench.quiet(0.05)
+        machine.boards[0].restore()
+        bench.actuator.sample()
+        assert isinstance(bench.next(), Sample)
+    assert [note.event for note in bench.notes] == ["gpu.sample_failed"] * 2
+
+
+def test_when_no_lever_is_left_the_first_is_tried_again(simulate: Simulate, start: Start) -> None:
+    """Whoever asks for a park after all levers were given up has waited, and the driver may have changed its mind."""
+    machine = simulate("a40")
+    machine.serve()
+    machine.boards[0].inject(SET_MEMORY, code=3)
+    bench = start(machine.driver(), lever="memory-clock")
+    bench.park()
+    bench.expect(Outcome.FAILED)
+    machine.simulated.clear_faults()
+    bench.parked()
+
+
+def test_a_lever_that_worked_is_not_given_up_at_its_first_refusal(simulate: Simulate, start: Start) -> None:
+    """What was supported yesterday is: a refusal then says more about the handle than about the card."""
+    machine = simulate("p40")
+    machine.serve()
+    bench = start(machine.driver())
+    bench.parked()
+    bench.wake()
+    bench.expect(Outcome.WOKEN)
+    machine.boards[0].inject(FORCE, code=-8, times=1)
+    bench.park()
+    bench.expect(Outcome.NEXT_LEVER)
+    bench.wake()
+    bench.expect(Outcome.WOKEN)
+    bench.parked()
+
+
+def test_unknown_utilisation_is_doubt(simulate: Simulate, start: Start) -> None:
+    """A driver that fails to say whether the GPU works may have one that does."""
+    machine = simulate("a40")
+    machine.serve()
+    machine.boards[0].inject("nvmlDeviceGetUtilizationRates", code=999)
+    bench = start(machine.driver())
+    bench.park()
+    assert "cannot look" in bench.expect(Outcome.BUSY).reason
+
+
+def test_slow_reads_are_no_hung_call(simulate: Simulate, start: Start) -> None:
+    """Each driver call of a reading has the deadline for itself."""
+    machine = simulate("a40")
+    bench = start(machine.driver(), read_deadline_s=0.15)
+    machine.boards[0].inject("*", delay_ms=50)
+    bench.actuator.sample()
+    while bench.quiet(0.02):
+        assert bench.actuator.overdue(time.monotonic_ns()) is None

@@ -92,3 +92,36 @@ def test_nvapi_order_does_not_matter(simulate: Simulate) -> None:
     machine = simulate("p40", "p40", nvapi_reversed=True)
     choose(machine.driver().gpus[1]).levers[0].apply()
     assert (machine.boards[0].forced_pstate, machine.boards[1].forced_pstate) == (None, 8)
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetMigMode", "nvmlDeviceGetVirtualizationMode"])
+def test_not_knowing_whether_clocks_may_be_touched(simulate: Simulate, call: str) -> None:
+    """A driver that fails to say so is a doubt, and told from one that refuses."""
+    machine = simulate("a40")
+    machine.boards[0].inject(call, code=999)
+    choice = choose(machine.driver().gpus[0])
+    assert not choice.levers
+    assert choice.unsure
+    assert f"{call}: Unknown Error" in choice.why
+    machine.boards[0].clear_faults()
+    machine.boards[0].inject(call, code=3)
+    assert choose(machine.driver().gpus[0]).levers
+
+
+def test_nvapi_that_fails_is_told_from_one_that_is_not_there(simulate: Simulate) -> None:
+    """A card whose only lever is NVAPI, which fails to open: asking again may help, and does."""
+    machine = simulate("p40")
+    machine.simulated.inject("NvAPI_Initialize", code=-1)
+    driver = machine.driver()
+    choice = choose(driver.gpus[0])
+    assert (choice.levers, choice.unsure) == ((), True)
+    machine.simulated.clear_faults()
+    again = driver.reopen(driver.gpus[0].identity.uuid, probe=True)
+    assert [lever.name for lever in choose(again).levers] == ["pstate"]
+
+
+def test_success_that_tells_nothing_is_no_answer(simulate: Simulate) -> None:
+    """A field that the driver reports as told, and has not filled in, decides nothing."""
+    machine = simulate("a40")
+    machine.boards[0].inject("nvmlDeviceGetFieldValues", ignore=True)
+    assert "tries it" in choose(machine.driver().gpus[0]).why

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from memscaler.core.errors import DriverUnavailable, GpuLost, GpuPermission, UsageError
+from memscaler.core.errors import DriverUnavailable, GpuCallFailed, GpuLost, GpuPermission, UsageError
+from memscaler.gpu.capability import choose
 from memscaler.gpu.inventory import open_driver, resolve
 from tests.gpu.benches import Simulate
 
@@ -42,6 +43,56 @@ def test_what_a_card_does_not_tell_is_none(simulate: Simulate) -> None:
     reading = driver.gpus[0].reading()
     assert (reading.power_w, reading.temperature_c) == (None, None)
     assert reading.memory_clock_mhz is not None
+
+
+def test_a_driver_that_tells_nothing_has_failed(simulate: Simulate) -> None:
+    """A reading without a single value is a failure, and utilisation that should be told is not taken for none."""
+    machine = simulate("a40")
+    driver = machine.driver()
+    machine.boards[0].inject("*", code=999)
+    with pytest.raises(GpuCallFailed):
+        driver.gpus[0].reading_unless(lambda: False)
+    assert driver.gpus[0].reading().power_w is None
+    with pytest.raises(GpuCallFailed):
+        driver.gpus[0].utilization_ratio()
+
+
+def test_a_clock_of_nothing_is_no_clock(simulate: Simulate) -> None:
+    """0 MHz would be lower than any lock, and so prove that every park works and no wake does."""
+    machine = simulate("a40")
+    driver = machine.driver()
+    machine.boards[0].inject("nvmlDeviceGetClockInfo", ignore=True)
+    assert driver.gpus[0].reading().memory_clock_mhz is None
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetPciInfo", "nvmlDeviceGetName"])
+@pytest.mark.parametrize("how", [{"code": 999}, {"ignore": True}])
+def test_what_is_only_for_people_costs_no_gpu(simulate: Simulate, call: str, how: dict[str, int]) -> None:
+    """Without a name or a bus a GPU can be parked as well; only NVAPI would need the bus."""
+    machine = simulate("a40")
+    machine.boards[0].inject(call, **how)
+    (gpu,) = machine.driver().gpus
+    assert "memory-clock" in [lever.name for lever in choose(gpu).levers]
+    with pytest.raises(UsageError):
+        resolve("3c:00.0", [gpu])
+
+
+def test_without_a_uuid_a_gpu_is_lost(simulate: Simulate) -> None:
+    """Nothing could be written into the journal about it."""
+    machine = simulate("a40", "p40")
+    machine.boards[0].inject("nvmlDeviceGetUUID", ignore=True)
+    driver = machine.driver()
+    assert [gpu.identity.index for gpu in driver.gpus] == [1]
+    assert "no UUID" in driver.lost[0].reason
+
+
+def test_driver_that_cannot_count(simulate: Simulate) -> None:
+    """A driver that opens and then fails is as unusable as one that does not open, and is left closed."""
+    machine = simulate("a40")
+    machine.simulated.inject("nvmlDeviceGetCount", code=999)
+    with pytest.raises(DriverUnavailable):
+        open_driver()
+    assert machine.simulated.call_log("nvmlShutdown")
 
 
 def test_one_broken_gpu_does_not_stop_the_others(simulate: Simulate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from memscaler.gpu.capability import choose
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.restore import Result, restore, restore_from
 from memscaler.simulator import Lock
-from tests.gpu.benches import Machine, Simulate
+from tests.gpu.benches import Machine, Simulate, eventually
 
 RESET_MEMORY = "nvmlDeviceResetMemoryLockedClocks"
 ROOT = Path(__file__).parents[2]
@@ -160,10 +161,50 @@ def test_lost_gpu_keeps_its_entry(simulate: Simulate, journal: Journal) -> None:
     machine = simulate("a40", "p40")
     crash(machine, journal, 2)
     machine.boards[0].lose()
-    report = restore_from(journal.directory)
+    report = restore_from(journal.directory, budget_s=0.3)
     assert sorted(gpu.result for gpu in report.gpus) == [Result.LOST, Result.RESTORED]
     assert not report.ok
     assert len(journal.entries()) == 1
+
+
+def test_lost_gpu_that_comes_back_is_restored(simulate: Simulate, journal: Journal) -> None:
+    """A GPU that is off the bus when everything ends is looked up again until the time is over."""
+    machine = simulate("a40")
+    crash(machine, journal, 1)
+    machine.boards[0].lose()
+    threading.Timer(0.2, machine.boards[0].restore).start()
+    assert restore_from(journal.directory).ok
+    assert not machine.boards[0].locks
+
+
+def test_gpu_that_hangs_when_it_is_looked_up_does_not_keep_the_others_down(
+    simulate: Simulate, journal: Journal
+) -> None:
+    """The other one is awake long before the time is up."""
+    machine = simulate("a40", "a40")
+    crash(machine, journal, 2)
+    machine.boards[0].inject("nvmlDeviceGetHandleByUUID", hang=True)
+    driver = machine.driver(look=False)
+    waiting = threading.Thread(target=restore, args=(journal, driver), kwargs={"budget_s": 0.5})
+    waiting.start()
+    eventually(lambda: not machine.boards[1].locks, within_s=0.4)
+    waiting.join()
+    machine.simulated.clear_faults()
+    eventually(lambda: not machine.boards[0].locks)
+
+
+def test_nvapi_that_fails_is_not_taken_for_a_card_without_it(simulate: Simulate, journal: Journal) -> None:
+    """Nobody knows what was applied, and NVAPI cannot be opened just now: the entry stays until it can."""
+    machine = simulate("p40")
+    crash(machine, journal, 1)
+    (entry,) = journal.directory.glob("GPU-*")
+    entry.write_text("{")
+    machine.simulated.inject("NvAPI_Initialize", code=-1)
+    assert not restore_from(journal.directory, budget_s=0.2).ok
+    assert len(journal.entries()) == 1
+    machine.simulated.clear_faults()
+    assert restore_from(journal.directory).ok
+    assert not machine.boards[0].locks
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
