@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: help demo test test-distros lint format bench clean
+.PHONY: help demo test test-distros test-systemd fuzz soak lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -19,6 +19,18 @@ test:  ## all tests, on the real kernel with the simulated driver (needs root)
 test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS="bookworm trixie" (root; an hour)
 	@tools/setup test
 	@$(PY) -m tools.distros $(DISTROS)
+
+test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
+	@tools/setup test
+	@$(PY) -m tools.systemd $(ARGS)
+
+fuzz:  ## 110,000 hostile requests, files, ports, /proc trees and kernel answers; MEMSCALER_FUZZ=N (root; ten minutes)
+	@tools/setup test
+	@MEMSCALER_FUZZ=$${MEMSCALER_FUZZ:-110000} $(PY) -m pytest tests/fuzz --timeout 0 -p no:logging $(ARGS)
+
+soak:  ## 8 boards and 64 watches under churn, faults, kills and reloads; MEMSCALER_SOAK_S=1800 (root; half an hour)
+	@tools/setup test
+	@MEMSCALER_SOAK_S=$${MEMSCALER_SOAK_S:-1800} $(PY) -m pytest tests/soak -s $(ARGS)
 
 lint:  ## formatting, lint, types and architecture, as CI checks them
 	@tools/setup test

@@ -25,6 +25,8 @@ from memscaler.core.watch import HOST, SCOPE_KINDS, Scope
 
 MAX_PORT = 65535
 MAX_PID = 1 << 22
+MAX_COLONS = 255  # behind the "@": each may be the one where the GPUs begin
+MAX_CHARS = 8192  # behind the "@"; a path may have 4096
 
 _INDEX = r"(?:gpu)?\d+"
 _UUID = r"gpu-[0-9a-f-]{4,}"  # a beginning; a shorter one is rather a slip of the pen: gpu-1
@@ -88,16 +90,16 @@ def parse_port(text: str | int) -> int:
 
 def parse_gpus(words: Iterable[str], behind: str) -> tuple[str, ...]:
     """The GPUs named `behind` a port and its scope. Raise ValueError for an empty, malformed or repeated name."""
-    gpus: list[str] = []
+    gpus: dict[str, str] = {}
     for word in words:
         gpu = word.strip()
         if not gpu:
             raise ValueError(f"port {behind}: a GPU is empty (write {behind}:gpu0 or {behind}:gpu0,gpu1)")
         check_gpu(gpu, f"port {behind}: ")
-        if gpu.lower() in (known.lower() for known in gpus):
+        if gpu.lower() in gpus:
             raise ValueError(f"port {behind}: {gpu} is named twice")
-        gpus.append(gpu)
-    return tuple(gpus)
+        gpus[gpu.lower()] = gpu
+    return tuple(gpus.values())
 
 
 def check_gpu(gpu: str, where: str = "") -> None:
@@ -144,6 +146,8 @@ def check_distinct(watches: Iterable[Watch]) -> None:
 def _place(text: str, port: int) -> tuple[Scope, list[str]]:
     """What stands behind the "@": the scope, and the words of the GPU list."""
     kind, colon, rest = text.partition(":")
+    if text.count(":") > MAX_COLONS or len(text) > MAX_CHARS:
+        raise ValueError(f"port {port}: {text[:40]!r}... is too long for a scope and its GPUs")
     if kind == str(HOST):
         return HOST, rest.split(",") if colon else []
     if kind not in _NAME:

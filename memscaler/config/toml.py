@@ -11,7 +11,8 @@ from typing import Any
 
 from memscaler.core.errors import ConfigError, PermissionMissing
 
-_HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
+# no two parts that may match the same: a long line must not take its square in time
+_HEADER = re.compile(r"""^\s*(\[\[?)((?:[^]\[#"']|"[^"]*"|'[^']*')+)\]\]?\s*(?:#.*)?$""")
 _KEY = re.compile(r"""^\s*("[^"]*"|'[^']*'|[A-Za-z0-9_-]+)\s*=""")
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
@@ -28,8 +29,10 @@ class Document:
         self.lines = _lines(text)
         try:
             self.data: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as err:
+        except ValueError as err:  # also a number of thousands of digits, which tomllib leaves to Python
             raise ConfigError(f"{file} is not TOML: {err}") from err
+        except RecursionError as err:
+            raise ConfigError(f"{file} is nested too deeply") from err
 
     def origin(self, *where: str | int) -> str:
         """`file:line` of a key or the table it is in."""

@@ -134,7 +134,7 @@ def _prefix(word: str) -> Network:
 
 def path(raw: object) -> Path:
     """An absolute path."""
-    if not isinstance(raw, (str, Path)) or not Path(raw).is_absolute():
+    if not isinstance(raw, (str, Path)) or not Path(raw).is_absolute() or "\0" in str(raw):
         raise ValueError(f"{str(raw)!r} is not an absolute path")
     return Path(raw)
 

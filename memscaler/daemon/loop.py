@@ -74,6 +74,7 @@ from memscaler.observe import status
 
 GUARDIAN_HOLD = "guardian"
 FOR_EVER_NS = 2**62
+HUNG_REMEDY = "see `dmesg | grep -i nvrm`; a driver that hangs for minutes is cured by a reboot"
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
@@ -322,8 +323,10 @@ class Loop:
             if call is not None:
                 self._wedged[uuid] = due_ns
                 reason = f"the driver does not return from {call}"
+                hung = LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason, HUNG_REMEDY)
+                self._recorder.lever_answered(hung)
                 self._recorder.error(uuid, "hung", reason)
-                self._feed(LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason))
+                self._feed(hung)
 
     def _calls_due(self) -> list[tuple[str, int]]:
         """(GPU, deadline) of the driver calls under way, without those already known to hang."""

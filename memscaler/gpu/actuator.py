@@ -44,6 +44,9 @@ POLL_GROWTH = 1.6  # 12 looks in 2 s: dense while most cards settle, then out of
 WAKE_FIRST_LOOK_S = 0.1
 HAND_OVER_S = 1e-5
 SAME_OCCUPANT = 0.9  # of the memory used: the server that was there at the park is still there
+STAYS_DOWN = (
+    "does another program set its clocks? `memscaler restore --all` resets them; else reload the driver, or reboot"
+)
 RETRY_PAUSE_S = (0.02, 0.1)
 MISTAKE_PAUSE_S = 0.1  # after a mistake of ours, which may come again at once
 
@@ -197,7 +200,7 @@ class Actuator:
         try:
             reading = self._read("reading", lambda: self._grip.device.reading_unless(self._interrupts_reading))
         except GpuError as error:
-            self._note("gpu.sample_failed", _told(error))
+            self._note("gpu.sample_failed", f"{error}; {error.hint}" if error.hint else str(error))
             self._reopen()
             return
         if reading is None:
@@ -233,7 +236,7 @@ class Actuator:
         if error is not None:
             if self._owed is None:
                 self._owe(lever)
-            self._answer(Outcome.LOST if isinstance(error, GpuLost) else Outcome.FAILED, _told(error))
+            self._answer(Outcome.LOST if isinstance(error, GpuLost) else Outcome.FAILED, str(error), error.hint)
             return
         end_ns = monotonic_ns()
         self._report(WakeTiming(self.gpu, seq, start_ns, end_ns))
@@ -292,7 +295,7 @@ class Actuator:
         self._unproven = None
         if not up:
             self._owe(lever)
-            self._answer(Outcome.NO_EFFECT, f"undone, but still down: {lever.describe()}")
+            self._answer(Outcome.NO_EFFECT, f"undone, but still down: {lever.describe()}", STAYS_DOWN)
             self._reopen()  # perhaps the next try reaches more with another handle
 
     def _occupied(self) -> bool:
@@ -318,18 +321,18 @@ class Actuator:
             self._park_failed(lever, error)
         else:
             if lever is None:
-                self._answer(Outcome.FAILED, "no lever works on this GPU")
+                self._answer(Outcome.FAILED, "no lever works on this GPU", "see `memscaler gpus`")
 
     def _park_failed(self, lever: Lever | None, error: GpuError) -> None:
         """Tell. Without a lever it has not come to using one."""
         if isinstance(error, GpuLost):
-            self._answer(Outcome.LOST, str(error))
+            self._answer(Outcome.LOST, str(error), error.hint)
         elif lever is None or isinstance(error, GpuPermission):  # rights: the operator is to know, no other lever
-            self._answer(Outcome.FAILED, _told(error))
+            self._answer(Outcome.FAILED, str(error), error.hint)
         elif isinstance(error, GpuCallFailed) or lever.name == self._worked:
-            self._blame(f"{lever.name}: {error}")
+            self._blame(f"{lever.name}: {error}", error.hint)
         else:
-            self._use_next(f"{lever.name}: {error}")
+            self._use_next(f"{lever.name}: {error}", error.hint)
 
     def _hindered(self, lever: Lever) -> bool:
         """Look once more before parking, and answer if it is not the time."""
@@ -380,7 +383,7 @@ class Actuator:
             self._verified = not self._policy.dry_run
             self._answer(Outcome.VERIFIED, lever.describe())
         elif down is False:
-            self._use_next(f"{lever.name}: the driver reports success, but nothing moved")
+            self._use_next(f"{lever.name}: the driver reports success, but nothing moved", "see `memscaler gpus`")
 
     def _call_driver(self, lever: Lever) -> bool:
         """Apply the lever; try again on unknown errors. False if a wake came first."""
@@ -408,18 +411,20 @@ class Actuator:
         self._owed = None
         self._release()
 
-    def _blame(self, reason: str) -> None:
+    def _blame(self, reason: str, remedy: str) -> None:
         """An unknown error may be the driver's bad day: the lever is given up only after several parks."""
         self._failed_parks += 1
         if self._failed_parks < self._policy.patience:
-            self._answer(Outcome.NEXT_LEVER, reason)  # the same one; first the wake undoes what may have been applied
+            self._answer(
+                Outcome.NEXT_LEVER, reason, remedy
+            )  # the same one; first the wake undoes what may have been applied
         else:
-            self._use_next(reason)
+            self._use_next(reason, remedy)
 
-    def _use_next(self, reason: str) -> None:
+    def _use_next(self, reason: str, remedy: str) -> None:
         self._grip.give_up()
         self._failed_parks = 0
-        self._answer(Outcome.FAILED if self.lever is None else Outcome.NEXT_LEVER, reason)
+        self._answer(Outcome.FAILED if self.lever is None else Outcome.NEXT_LEVER, reason, remedy)
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
@@ -485,14 +490,9 @@ class Actuator:
             return None
         return recall(self._grip.device, entry.lever)
 
-    def _answer(self, outcome: Outcome, reason: str = "") -> None:
-        self._report(LeverResult(self.gpu, self._seq, outcome, reason))
+    def _answer(self, outcome: Outcome, reason: str = "", remedy: str = "") -> None:
+        self._report(LeverResult(self.gpu, self._seq, outcome, reason, remedy))
 
     def _note(self, event: str, detail: str) -> None:
         if event == "lever.pretended" or self._repeats.passes(event, detail, time.monotonic()):
             self._report(Note(self.gpu, event, detail))
-
-
-def _told(error: GpuError) -> str:
-    """The failure, and where the driver as a whole is the matter what to do."""
-    return f"{error}; {error.hint}" if isinstance(error, DriverUnavailable) else str(error)

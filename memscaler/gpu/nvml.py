@@ -42,6 +42,8 @@ _FIELD_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"
 _REMEDIES = {
     9: "load the kernel module (`modprobe nvidia`); after installing the driver, reboot",
     12: "install the NVIDIA driver; without a GPU: `memscaler gpus --simulate a40`",
+    15: "it has fallen off the bus: see `dmesg | grep -i xid`; it comes back after a reboot, if at all",
+    16: "reset it: `memscaler release`, `nvidia-smi --gpu-reset -i INDEX`, `memscaler resume`; or reboot",
     17: "this process may not open /dev/nvidia*: give the container the GPU, or allow the device in the unit",
     18: "the driver was upgraded while in use: reboot, or reload its kernel module, then start memscaler again",
     999: "if this runs in a container, restart it: `systemctl daemon-reload` on the host can take its GPUs away",
@@ -57,13 +59,13 @@ class Handle:
 
 
 def failure(code: int, call: str) -> GpuError:
-    """The error that stands for this NVML code."""
+    """The error that stands for this NVML code, with what to do about it where that is known."""
     message = f"{call}: {pynvml.NVMLError(code)} (NVML {code})"
     if code in UNSUPPORTED:
         return GpuUnsupported(message, code=code)
     if code == NO_PERMISSION:
         return GpuPermission(message, code=code)
-    return (GpuLost if code in LOST else GpuCallFailed)(message, code=code)
+    return (GpuLost if code in LOST else GpuCallFailed)(message, code=code, hint=_REMEDIES.get(code, ""))
 
 
 def _code(error: pynvml.NVMLError) -> int:

@@ -124,7 +124,7 @@ def publisher_of(port: int, system: System = HERE) -> tuple[str, int] | None:
 
     Where Docker does without docker-proxy (`"userland-proxy": false`), no process listens on such a port.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a path that cannot be one
         for path in (_docker_root(system) / "containers").iterdir():
             document = _json(path / "config.v2.json", None)
             ports = _get(document, "NetworkSettings", "Ports") if _get(document, "State", "Running") else None
@@ -155,7 +155,7 @@ def _docker_root(system: System) -> Path:
 
 def _podman_root(system: System) -> Path:
     moved = None
-    with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):
+    with contextlib.suppress(ValueError, RecursionError):
         settings = tomllib.loads(_text(system.at("/etc/containers/storage.conf"), None))
         moved = _get(settings, "storage", "graphroot")
     return system.at(moved if isinstance(moved, str) and moved.startswith("/") else "/var/lib/containers/storage")

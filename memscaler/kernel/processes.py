@@ -52,7 +52,11 @@ class Processes:
         root = os.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in os.listdir(root):  # noqa: PTH208 - names only
-                if name.isdigit() and (process := _process(_read(f"{name}/stat", _STAT_BYTES, root), int(name))):
+                if (
+                    name.isascii()
+                    and name.isdigit()
+                    and (process := _process(_read(f"{name}/stat", _STAT_BYTES, root), int(name)))
+                ):
                     table[process.pid] = process
         finally:
             os.close(root)
@@ -218,7 +222,7 @@ def _sockets(folder: str) -> Iterable[int]:
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in os.listdir(directory):  # noqa: PTH208 - an open directory
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: no socket's name after all
                     target = os.readlink(name, dir_fd=directory)
                     if target.startswith(_SOCKET):
                         yield int(target[len(_SOCKET) : -1])

@@ -80,6 +80,8 @@ class SockDiag:
 
     def _open(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        # From now on only the kernel (port 0) may send to it: in a container's namespace its root could otherwise.
+        self._socket.connect((0, 0))
         self._socket.settimeout(_REPLY_TIMEOUT_S)
 
     def close(self) -> None:
@@ -159,15 +161,14 @@ class SockDiag:
             data = self._socket.recv(_RECEIVE_BYTES)
             position = 0
             while position < len(data):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+                length, kind, flags, sequence = _header(data, position)
                 if sequence == self._sequence:  # else: the rest of an earlier dump
                     interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                     self._unfinished = kind not in _ENDS
                     if kind == _NLMSG_DONE:
                         return rows, interrupted
                     if kind == _NLMSG_ERROR:
-                        number = -struct.unpack_from("=i", data, position + _HEADER.size)[0]
-                        raise OSError(number, "sock_diag")
+                        raise OSError(_error(data, position + _HEADER.size, position + length), "sock_diag")
                     rows.append(_row(data, position + _HEADER.size, position + length))
                     if not request_flags & _NLM_F_DUMP:  # one row, and nothing that says it was the last
                         self._unfinished = False
@@ -175,8 +176,24 @@ class SockDiag:
                 position += length + 3 & ~3
 
 
+def _header(data: bytes, position: int) -> tuple[int, int, int, int]:
+    """Length, kind, flags and sequence of a message that is all there. Raise OSError."""
+    if position + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, position)
+        if _HEADER.size <= length <= len(data) - position:
+            return length, kind, flags, sequence
+    raise OSError(errno.EBADMSG, "sock_diag: an answer is cut short")
+
+
+def _error(data: bytes, position: int, end: int) -> int:
+    """Of struct nlmsgerr."""
+    return -int(struct.unpack_from("=i", data, position)[0]) if position + 4 <= end else errno.EBADMSG
+
+
 def _row(data: bytes, position: int, end: int) -> Row:
     """Of struct inet_diag_msg: family, state, timer, retrans, then inet_diag_sockid, five more words, attributes."""
+    if position + _MESSAGE_BYTES > end:
+        raise OSError(errno.EBADMSG, "sock_diag: an answer is cut short")
     family, state = data[position], data[position + 1]
     local_port, peer_port = struct.unpack_from(">HH", data, position + 4)
     local, peer = data[position + 8 : position + 24], data[position + 24 : position + 40]
@@ -192,6 +209,8 @@ def _said(data: bytes, position: int, end: int) -> Said | None:
     """From the attributes of a row."""
     while position + 4 <= end:
         length, kind = struct.unpack_from("=HH", data, position)
+        if length > end - position:
+            return None
         if kind == _INET_DIAG_INFO and length >= 4 + _BYTES_RECEIVED + 8:
             info = position + 4
             sent_ms, _, received_ms = struct.unpack_from("=III", data, info + _LAST_DATA_SENT)

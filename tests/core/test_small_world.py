@@ -262,7 +262,12 @@ def older(gpu: Gpu) -> Gpu:
     due_ns = gpu.knows.due_ns and max(NOW_NS, gpu.knows.due_ns - TICK_NS)
     again_ns = gpu.knows.trusted_again_ns and max(NOW_NS, gpu.knows.trusted_again_ns - TICK_NS)
     hurried_ns = gpu.knows.hurried_ns and NOW_NS - TICK_NS
-    times = {"due_ns": due_ns, "quiet_floor_ns": NOW_NS - TICK_NS, "trusted_again_ns": again_ns, "hurried_ns": hurried_ns}
+    times = {
+        "due_ns": due_ns,
+        "quiet_floor_ns": NOW_NS - TICK_NS,
+        "trusted_again_ns": again_ns,
+        "hurried_ns": hurried_ns,
+    }
     knows = replace(gpu.knows, **times, parked_at_ns=None)
     survey = gpu.survey
     if survey is not None and survey[1] is not None:

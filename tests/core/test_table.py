@@ -59,7 +59,10 @@ CASES: dict[tuple[str, str], tuple[list[Observation], dict[str, Any]]] = {
     ("PARKING", "applied"): ([answered(Outcome.APPLIED), answered(Outcome.VERIFIED)], {}),
     ("PARKING", "busy, nothing to gain"): ([answered(Outcome.BUSY), answered(Outcome.NOTHING_TO_GAIN)], {}),
     ("PARKING", "next lever"): ([answered(Outcome.NEXT_LEVER)], {}),
-    ("PARKING", "failed, wedged, lost"): ([answered(Outcome.FAILED), answered(Outcome.WEDGED), answered(Outcome.LOST)], {}),
+    ("PARKING", "failed, wedged, lost"): (
+        [answered(Outcome.FAILED), answered(Outcome.WEDGED), answered(Outcome.LOST)],
+        {},
+    ),
     ("PARKING", "something live, or a doorbell rang"): ([Counters(LIVE), Counters(RANG), HOLD], {}),
     ("PARKED", "something live, or a doorbell rang"): ([Counters(LIVE), Surveyed("g", 0, RANG), HOLD], {}),
     ("PARKED", "its last watch is gone"): ([Counters({})], {}),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.cli.client import Client
 from memscaler.simulator import SimulatedDriver
 from tests.governor import REPOSITORY, Governor, alive, connect, eventually, governing, listener, port_of
 
@@ -203,6 +204,9 @@ def test_lost_gpu_drops_that_gpu_only(tmp_path):
         eventually(lambda: not well.locks, within_s=1)
         eventually(lambda: well.locks)
         eventually(lambda: "unmanaged" in str(governor.events("gpu.changed_state")))
+        told = Client(str(tmp_path)).status()["gpus"][0]
+        assert "fallen off the bus" in told["remedy"]
+        assert told["state"] == "unmanaged"
         lost.restore()
         eventually(lambda: not lost.locks)
 

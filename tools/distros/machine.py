@@ -1,7 +1,8 @@
 """One emulated machine: boots a root, runs the tests of the present working tree in it, and tells the results.
 
-Three disks: the root, whose changes are thrown away; the tree as a tar archive; an empty one for the results. The
-emulation is QEMU's own (TCG): KVM would be faster, and is not there on most machines that are machines themselves.
+Three disks: the root, whose changes are thrown away; the tree as a tar archive; an empty one for the results; and what
+else a job needs. The emulation is QEMU's own (TCG): KVM would be faster, and is not there on most machines that are
+machines themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,41 @@ class NoResults(Exception):
     """The machine ended, or was ended, without saying how the tests went."""
 
 
-def boot(root: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What is to be done in a machine.
+
+    guest: the module that runs there instead of tests.distros.guest, which hands over to it. disks: more of them, from
+    /dev/vdd on, read-only. reboots: it may start anew; its changes last until it is switched off.
+    """
+
+    console: str = "console.log"
+    guest: str = ""
+    arguments: str = ""
+    disks: tuple[Path, ...] = ()
+    reboots: bool = False
+    limit_s: int = TIME_LIMIT_S
+
+    @property
+    def kernel_line(self) -> str:
+        """What its kernel is told."""
+        told = f" memscaler.guest={self.guest}" * bool(self.guest)
+        return KERNEL_LINE + told + f" memscaler.arguments={self.arguments}" * bool(self.arguments)
+
+
+TESTS = Job()
+
+
+def boot(root: Path, job: Job = TESTS) -> dict[str, Any]:
     """Test in it. Its console is kept beside the root. Raise NoResults with the console's end."""
     started = time.monotonic()
-    console = root / "console.log"
+    console = root / job.console
     with tempfile.TemporaryDirectory(dir=root, prefix="run-") as folder:
         tree, results = Path(folder, "tree.tar"), Path(folder, "results")
         pack(tree)
         with results.open("wb") as file:
             file.truncate(RESULTS_BYTES)
-        why = _emulate(root, tree, results, console)
+        why = _emulate(root, job, tree, results)
         found = read_results(results.read_bytes())
     if found is None:
         raise NoResults(f"{why}; its console ({console}) ends with:\n" + tail(console.read_text(errors="replace")))
@@ -60,22 +87,23 @@ def pack(target: Path) -> None:
                 archive.add(REPOSITORY / name, name)
 
 
-def _emulate(root: Path, tree: Path, results: Path, console: Path) -> str:
+def _emulate(root: Path, job: Job, tree: Path, results: Path) -> str:
     """Until it has powered itself off, or the time is over. Returns how it ended."""
     command = ["setpriv", "--pdeathsig", "KILL"]  # however this process ends, the machine does not outlive it
     command += ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048"]
-    command += ["-nographic", "-no-reboot", "-nic", "none", "-monitor", "none", "-serial", "stdio"]
-    command += ["-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img"), "-append", KERNEL_LINE]
-    disks = ((root / "disk.ext4", "snapshot=on"), (tree, "readonly=on"), (results, "cache=writethrough"))
-    for path, how in disks:
+    command += ["-nographic", "-nic", "none", "-monitor", "none", "-serial", "stdio"]
+    command += [] if job.reboots else ["-no-reboot"]
+    command += ["-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img"), "-append", job.kernel_line]
+    disks = [(root / "disk.ext4", "snapshot=on"), (tree, "readonly=on"), (results, "cache=writethrough")]
+    for path, how in (*disks, *((path, "readonly=on") for path in job.disks)):
         command += ["-drive", f"file={path},if=virtio,format=raw,{how}"]
-    with console.open("wb") as log:
+    with (root / job.console).open("wb") as log:
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIME_LIMIT_S, check=False
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=job.limit_s, check=False
             )
         except subprocess.TimeoutExpired:
-            return f"not done after {TIME_LIMIT_S} s"
+            return f"not done after {job.limit_s} s"
     return f"ended without results (QEMU's status is {done.returncode})"
 
 

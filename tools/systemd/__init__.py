@@ -1,0 +1,1 @@
+"""memscaler as a service of a real systemd, in an emulated machine: `make test-systemd`."""
