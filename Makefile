@@ -24,7 +24,7 @@ test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watc
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
 
-fuzz:  ## 110,000 hostile requests, files, ports, /proc trees and kernel answers; MEMSCALER_FUZZ=N (root; ten minutes)
+fuzz:  ## 110,000 hostile requests, files, ports, /proc trees and kernel answers; MEMSCALER_FUZZ=N (root; a quarter of an hour)
 	@tools/setup test
 	@MEMSCALER_FUZZ=$${MEMSCALER_FUZZ:-110000} $(PY) -m pytest tests/fuzz --timeout 0 -p no:logging $(ARGS)
 
