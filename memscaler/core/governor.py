@@ -166,6 +166,21 @@ def regroup(
     return replace(state, gpus=gpus)
 
 
+def with_trust(state: GovernorState, uuid: str, why_not: str, now_ns: int) -> GovernorState:
+    """Another choice of levers. why_not: none works, "" if one does; follow with a Doubt about this GPU."""
+    gpu = state.gpus[uuid]
+    if why_not:
+        due_ns = 0 if gpu.phase is Phase.UNMANAGED else gpu.due_ns
+        gpu = replace(gpu, distrust=why_not, trusted_again_ns=0, due_ns=due_ns)
+        if gpu.phase in (Phase.AWAKE, Phase.COOLING, Phase.ARMING):
+            gpu = replace(gpu, phase=Phase.UNMANAGED, since_ns=now_ns, due_ns=0, asked=False)
+    elif gpu.phase is Phase.UNMANAGED:
+        gpu = replace(
+            gpu, distrust="", trusted_again_ns=0, phase=Phase.AWAKE, since_ns=now_ns, due_ns=now_ns, alarmed=""
+        )
+    return replace(state, gpus={**state.gpus, uuid: gpu})
+
+
 def public_state(gpu: GpuState) -> Public:
     """The state of a GPU in the words that users see."""
     if gpu.distrust:
@@ -297,7 +312,7 @@ class _Governed:
         expires_ns = lease.expires_ns if isinstance(lease, Hold) else 0
         holds = self.unexpired({**self.gpu.holds, lease.owner: expires_ns})
         changed = holds != self.gpu.holds
-        self.gpu = replace(self.gpu, holds=holds)
+        self.gpu = replace(self.gpu, holds=holds, hurried_ns=0 if holds else self.gpu.hurried_ns)
         if self.gpu.phase in DOWN and holds:
             return self.wake("hold")
         if self.gpu.phase in (Phase.ARMING, Phase.AWAKE, Phase.COOLING) and changed:
@@ -305,7 +320,7 @@ class _Governed:
         return self.nothing()
 
     def park_now(self) -> Answer:
-        if self.gpu.phase not in (Phase.AWAKE, Phase.COOLING):
+        if self.gpu.phase not in (Phase.AWAKE, Phase.COOLING) or self.unexpired(self.gpu.holds):
             return self.nothing()
         return replace(self.gpu, hurried_ns=self.now_ns, due_ns=self.now_ns), ()
 

@@ -42,6 +42,12 @@ class Conflicts:
         self._count: defaultdict[str, int] = defaultdict(int)
         self._told: set[str] = set()
 
+    def forget(self, gpu: str) -> None:
+        """It is not governed any more."""
+        self._since_ns.pop(gpu, None)
+        self._count.pop(gpu, None)
+        self._told.discard(gpu)
+
     @property
     def look_again_ns(self) -> int:
         """When another sample is wanted, in CLOCK_MONOTONIC; 0: there is no suspicion."""

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # a checkout that is not installed; otherwise it is 
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from memscaler.core.errors import MemscalerError
+from memscaler.daemon.privileges import keep_rights, refuse_loading
 from memscaler.gpu.restore import restore_from
 
 JOURNAL = "journal"  # folder in the runtime directory
@@ -87,6 +88,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-1000")
+    keep_rights(("CAP_SYS_ADMIN",), writes_to=Path(arguments[1]))
+    refuse_loading()
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
     said = b""
@@ -105,8 +108,9 @@ def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path)
         epoll.register(doorbell, select.EPOLLIN | select.EPOLLET)  # by its edge: the daemon silences it
     while channel.fileno() not in (ready := {fd for fd, _ in epoll.poll()}):
         if doorbell in ready:
-            time.sleep(STANDSTILL_S)
-            if _stands_still(daemon):
+            said = select.poll()
+            said.register(channel, select.POLLIN)
+            if not said.poll(STANDSTILL_S * 1000) and _stands_still(daemon):
                 rescue(runtime_dir, "stands still")
 
 

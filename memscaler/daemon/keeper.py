@@ -33,6 +33,8 @@ class Keeper:
         self._recorder = recorder
         self._alone, self._guarded = alone, guarded
         self._guardian = start() if start else None
+        self.alone = False
+        """True while there is no guardian, although there should be one."""
         self._started_ns = 0
         self.due_ns = 0
         """When to try to start another one; 0: there is no need."""
@@ -80,6 +82,7 @@ class Keeper:
         self._epoll.register(self._guardian.fd, select.EPOLLIN)
 
     def _died(self, guardian: Guardian) -> None:
+        self.alone = True
         self._alone()
         self._epoll.unregister(guardian.pidfd)
         guardian.close()
@@ -96,4 +99,5 @@ class Keeper:
         self._epoll.unregister(guardian.fd)
         if guardian.wait_ready(0):
             self._recorder.guardian_ready(guardian.pid)
+            self.alone = False
             self._guarded()

@@ -6,6 +6,7 @@ hours of the operator's day. The file is in the runtime directory, so a reboot f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -67,12 +68,16 @@ class Lease:
 
 
 class Leases:
-    """All that are in force; every change is on disk before it is known. Used by the loop's thread."""
+    """All that are in force. A new one is on disk before it is known. Used by the loop's thread.
+
+    One that ends does so whether that can be written down or not; `write_again` tries anew.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
         self._boot_id = BOOT_ID.read_text().strip()
         self._leases: dict[str, Lease] = {}
+        self._unwritten = False
         self.problem = ""
         """Why what was there could not be taken over; "" if it could."""
         self._load()
@@ -97,18 +102,20 @@ class Leases:
             pid,
             start_time(pid) or 0 if pid else 0,
         )
-        self._keep({**self._leases, lease.id: lease})
+        leases = {**self._leases, lease.id: lease}
+        self._write(leases)
+        self._leases = leases
         return lease
 
     def end(self, ids: Iterable[str]) -> tuple[Lease, ...]:
-        """Those that were in force. Raise OSError if that cannot be written down."""
+        """Those that were in force."""
         ended = {lease_id: self._leases[lease_id] for lease_id in ids if lease_id in self._leases}
         if ended:
             self._keep({lease_id: lease for lease_id, lease in self._leases.items() if lease_id not in ended})
         return tuple(ended.values())
 
     def forget_gpus(self, gone: Iterable[str], of: Iterable[str] | None = None) -> None:
-        """These GPUs are not held any more, by the leases of these ids or by none at all. Raise OSError."""
+        """These GPUs are not held any more, by the leases of these ids or by none at all."""
         without, concerned = set(gone), None if of is None else set(of)
         kept = {}
         for lease in self:
@@ -126,13 +133,23 @@ class Leases:
     # ---- the file -------------------------------------------------------------------------------------------------
 
     def _keep(self, leases: Mapping[str, Lease]) -> None:
+        self._leases, self._unwritten = dict(leases), True
+        self.write_again()
+
+    def write_again(self) -> None:
+        """What could not be written down when it happened."""
+        if self._unwritten:
+            with contextlib.suppress(OSError):
+                self._write(self._leases)
+
+    def _write(self, leases: Mapping[str, Lease]) -> None:
         document = {"boot_id": self._boot_id, "leases": [asdict(lease) for lease in leases.values()]}
         draft = self._path.with_suffix(f".{os.getpid()}.tmp")
         with draft.open("w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o600)
             json.dump(document, file)
         draft.replace(self._path)
-        self._leases = dict(leases)
+        self._unwritten = False
 
     def _load(self) -> None:
         try:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 
+from memscaler.config.schema import Settings
 from memscaler.core import governor
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import (
@@ -49,7 +50,6 @@ from memscaler.core.model import (
 from memscaler.core.snapshot import HoldSnapshot, Snapshot
 from memscaler.daemon import conflicts, rivals
 from memscaler.daemon.conflicts import Conflicts
-from memscaler.daemon.discovery import Found
 from memscaler.daemon.guardian import Guardian
 from memscaler.daemon.hours import Hours
 from memscaler.daemon.keeper import Keeper
@@ -67,6 +67,7 @@ from memscaler.daemon.targets import Governed
 from memscaler.daemon.wall_clock import WallClock
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator, hand_over
+from memscaler.gpu.capability import Choice
 from memscaler.gpu.reports import Note, Report, Sample, WakeTiming
 from memscaler.kernel.doorbell import Door, Doorbell
 from memscaler.kernel.ledger import Ledger
@@ -79,6 +80,7 @@ THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 CHECK_AFTER_NS = 3 * SECOND_NS  # an order's driver call has begun by then: is it overdue?
 JOIN_S = 0.2
+LONG_JOIN_S = 6.0  # where nobody waits for the process to end: a read may take its time
 SAMPLE_AFTER_NS = 2 * SECOND_NS
 HEAL_EVERY_NS = 5 * SECOND_NS
 POLL_NS = 20_000_000  # while a GPU is parked and the kernel cannot ring (before Linux 5.8)
@@ -120,6 +122,7 @@ class Parts:
     governed: what to begin with; equip: makes the actuator of a GPU, and its door where the kernel can ring.
     plan: begins to read the configuration anew, and reports a Reloaded with this future.
     gpu_users: the pids that had a context on a GPU when that was last looked at.
+    is_journaled: whether the journal says that a GPU is parked. applied: told the settings that a reload put in force.
     outdated: says why the driver's library has to be loaded anew, "" if it has not.
     """
 
@@ -137,6 +140,8 @@ class Parts:
     plan: Callable[[Future[Document]], None]
     gpu_users: Callable[[], Collection[int]]
     outdated: Callable[[], str]
+    is_journaled: Callable[[str], bool]
+    applied: Callable[[Settings], None]
     sample_every_ns: int
 
 
@@ -144,17 +149,14 @@ class Loop:
     """Composed by main.py; run() returns when memscaler ends: True if every GPU is known to be awake."""
 
     def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._watching = parts.watching
         self._scout = parts.scout
         self._ledger = parts.ledger
         self._recorder = parts.recorder
         self._mailbox = parts.mailbox
         self._notifier = parts.notifier
-        self._equip = parts.equip
         self._conflicts = parts.conflicts
-        self._plan = parts.plan
-        self._gpu_users = parts.gpu_users
-        self._outdated = parts.outdated
         self._sample_every_ns = parts.sample_every_ns
         self._doorbell = Doorbell(parts.ledger.attachment.fds["doorbell"]) if parts.ledger.attachment.rings else None
         self._epoll = select.epoll()
@@ -165,7 +167,7 @@ class Loop:
         self._policy = parts.watching.policy()
         now_ns = time.monotonic_ns()
         self._state = GovernorState({}, now_ns + self._policy.reconcile_every_ns, now_ns)
-        self._take_on(self._governed)
+        self._take_on({uuid: parts.equip(each) for uuid, each in self._governed.items()})
         self._listening = Listening(parts.ledger)
         self._steering = Steering(parts.leases, self._feed, lambda: self._state, self._why_awake)
         self._hours = Hours(self._feed)
@@ -173,7 +175,7 @@ class Loop:
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
         self._listens = False
-        self._wedged: dict[str, int] = {}  # GPU -> deadline of the driver call that is known to hang
+        self._wedged: dict[str, tuple[int, int]] = {}  # GPU -> (deadline, order) of a call that is known to hang
         self._wanted: list[tuple[int, int, Future[Snapshot]]] = []  # (samples from, answer by, for whom)
         self.ending = Ending.STOP
         self.asker: Future[Document] | None = None
@@ -213,7 +215,7 @@ class Loop:
         self._epoll.register(self._signal_pipe[0], select.EPOLLIN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
-        if _has_terminal():  # then a hang-up is one
+        if has_terminal():  # then a hang-up is one
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
                 signal.signal(signal.SIGHUP, lambda *_: self._mailbox.put(StopWanted("SIGHUP")))
         else:
@@ -238,8 +240,13 @@ class Loop:
         for actuator in self._actuators.values():
             actuator.close()
         self._wall.close()
+        self._tell_who_waits()
         # One that hangs in the driver would make closing the driver hang too.
-        return not left and all(actuator.join(JOIN_S) for actuator in self._actuators.values())
+        end_s = time.monotonic() + (JOIN_S if self.ending is Ending.STOP else LONG_JOIN_S)
+        ended = [actuator.join(max(0.0, end_s - time.monotonic())) for actuator in self._actuators.values()]
+        if self.ending is not Ending.STOP:
+            self._scout.join(max(0.0, end_s - time.monotonic()))
+        return not left and all(ended)
 
     # ---- one turn -------------------------------------------------------------------------------------------------
 
@@ -304,8 +311,9 @@ class Loop:
             self._feed(Counters(self._ledger.readings()))
         if now_ns >= self._sample_due_ns:
             self._mend_hooks()
+            self._steering.tidy()
             self._sample()
-        if outdated := self._outdated():
+        if outdated := self._parts.outdated():
             self._stop(outdated, Ending.RESTART)
         if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
             self._keeper.start_again()
@@ -321,7 +329,7 @@ class Loop:
         for uuid, due_ns in self._calls_due():
             call = self._actuators[uuid].overdue(now_ns)
             if call is not None:
-                self._wedged[uuid] = due_ns
+                self._wedged[uuid] = due_ns, self._state.gpus[uuid].seq
                 reason = f"the driver does not return from {call}"
                 hung = LeverResult(uuid, self._state.gpus[uuid].seq, Outcome.WEDGED, reason, HUNG_REMEDY)
                 self._recorder.lever_answered(hung)
@@ -331,7 +339,8 @@ class Loop:
     def _calls_due(self) -> list[tuple[str, int]]:
         """(GPU, deadline) of the driver calls under way, without those already known to hang."""
         due = ((uuid, actuator.call_due_ns()) for uuid, actuator in self._actuators.items())
-        return [(uuid, at) for uuid, at in due if at is not None and self._wedged.get(uuid) != at]
+        seqs = {uuid: gpu.seq for uuid, gpu in self._state.gpus.items()}
+        return [(uuid, at) for uuid, at in due if at is not None and self._wedged.get(uuid) != (at, seqs.get(uuid))]
 
     # ---- the governor ---------------------------------------------------------------------------------------------
 
@@ -429,10 +438,10 @@ class Loop:
 
     # ---- GPUs -----------------------------------------------------------------------------------------------------
 
-    def _take_on(self, governed: Mapping[str, Governed]) -> None:
+    def _take_on(self, equipped: Mapping[str, tuple[Actuator, Door | None]]) -> None:
         """From now on these GPUs are governed too."""
-        for uuid, each in governed.items():
-            self._actuators[uuid], door = self._equip(each)
+        for uuid, (actuator, door) in equipped.items():
+            self._actuators[uuid] = actuator
             if door is not None:
                 self._doors[uuid] = door
         self._state = governor.regroup(
@@ -440,7 +449,7 @@ class Loop:
             self._policy,
             time.monotonic_ns(),
             {uuid: each.choice.why for uuid, each in self._governed.items() if not each.choice.levers},
-            [uuid for uuid in governed if self._actuators[uuid].left_behind],
+            [uuid for uuid in equipped if self._actuators[uuid].left_behind],
             [uuid for uuid, each in self._governed.items() if each.choice.unsure],
         )
 
@@ -467,6 +476,7 @@ class Loop:
             self._actuators.pop(uuid).close()
             self._doors.pop(uuid, None)
             self._recorder.let_go(uuid)
+            self._conflicts.forget(uuid)
             del self._governed[uuid]
         self._follow_watches()
 
@@ -475,8 +485,10 @@ class Loop:
         gone = self._governed.keys() - plan.governed.keys()
         fresh = {uuid: each for uuid, each in plan.governed.items() if uuid not in self._governed}
         others = plan.other_levers(self._governed)
+        equipped = {uuid: self._parts.equip(each) for uuid, each in fresh.items()}  # raises before anything is changed
         for uuid in gone:
             self._feed(Stop(uuid))
+        before = dict(self._governed)
         self._governed |= plan.governed
         self._sample_every_ns = round(plan.settings.sample_every_s * SECOND_NS)
         self._conflicts.pause_s = plan.settings.conflict_pause_s
@@ -485,11 +497,20 @@ class Loop:
         self._scout.look_with(plan.look)
         self._watching.apply(plan.founds)
         self._policy = self._with_leaving(self._watching.policy())
-        self._take_on(fresh)
+        self._take_on(equipped)
+        if self._keeper.alone:
+            self._alone()
         for uuid in others:
+            self._choose_anew(uuid, before[uuid].choice, plan.governed[uuid].choice)
             self._actuators[uuid].use(plan.governed[uuid].choice.levers, plan.governed[uuid].settings.lever)
             self._feed(Doubt("it has another lever now", uuid))
         self._follow_governed()
+
+    def _choose_anew(self, uuid: str, before: Choice, after: Choice) -> None:
+        """Another lever: a GPU may be parked that could not be, or the other way round."""
+        if not after.levers or not before.levers:
+            why = "" if after.levers else after.why
+            self._state = governor.with_trust(self._state, uuid, why, time.monotonic_ns())
 
     def _with_leaving(self, policy: Policy) -> Policy:
         """GPUs on their way out are nobody's."""
@@ -498,8 +519,10 @@ class Loop:
 
     # ---- watches --------------------------------------------------------------------------------------------------
 
-    def _found(self, founds: Sequence[Found]) -> None:
-        if self._watching.apply(founds):
+    def _found(self, found: WatchesFound) -> None:
+        if found.generation != self._scout.generation:
+            return  # looked for with settings that are no more
+        if self._watching.apply(found.founds):
             self._follow_watches()
         for uuid in self._watching.restarted:
             self._feed(Doubt("a server begins to listen", uuid))
@@ -583,16 +606,18 @@ class Loop:
         uuid, phase = sample.gpu, self._state.gpus[sample.gpu].phase
         if phase is Phase.PARKED and sample.reading.utilization_ratio:
             self._feed(Doubt("the GPU works, although no watched connection is live", uuid))
-        elif phase in (Phase.AWAKE, Phase.UNMANAGED):
+        elif phase in (Phase.AWAKE, Phase.UNMANAGED) and not self._state.gpus[uuid].retries:
             clocks_mhz = self._governed[uuid].device.capabilities.memory_clocks_mhz
             if what := self._conflicts.judge_working(uuid, clocks_mhz, sample.reading):
-                self._recorder.conflict(uuid, what, rivals.find())
+                self._recorder.conflict(uuid, what, rivals.find)
         else:
             lever = self._actuators[uuid].parked_with if phase is Phase.PARKED else None
             conflict = self._conflicts.judge(uuid, lever, sample.reading)
-            if conflict is not None:
+            if conflict is not None and not self._parts.is_journaled(uuid):
+                self._feed(Doubt("the guardian has woken it", uuid))
+            elif conflict is not None:
                 self._feed(Hold(uuid, conflicts.OWNER, conflict.until_ns))
-                self._recorder.conflict(uuid, conflict.what, rivals.find())
+                self._recorder.conflict(uuid, conflict.what, rivals.find)
         if self._conflicts.look_again_ns > time.monotonic_ns():
             self._sample_due_ns = min(self._sample_due_ns, self._conflicts.look_again_ns)
 
@@ -604,15 +629,15 @@ class Loop:
                 self._answer(message)
             case TiedEnded(lease_id):
                 self._steering.tied_ended(lease_id)
-            case WatchesFound(founds):
-                self._found(founds)
+            case WatchesFound():
+                self._found(message)
             case LookFailed(error):
                 self._recorder.note("", "watch.look_failed", error)
             case ServerSpoke(slot, tells):
                 self._ledger.server_tells(slot, tells=tells)
             case ReloadSignal():
                 self._notifier.reloading()
-                self._plan(Future())
+                self._parts.plan(Future())
             case Reloaded():
                 self._reloaded(message)
             case StopWanted(reason):
@@ -623,25 +648,29 @@ class Loop:
         try:
             match asked.request:
                 case Status():
-                    self._want_snapshot(_then(asked.answer, partial(_tell, servers=self._gpu_users())))
+                    self._want_snapshot(_then(asked.answer, partial(_tell, servers=self._parts.gpu_users())))
                 case ReloadWanted():
-                    self._plan(asked.answer)
+                    self._parts.plan(asked.answer)
                 case ReleaseWanted(reason):
-                    self.asker = asked.answer
-                    self._stop(f"released by {asked.peer.name}" + f": {reason}" * bool(reason), Ending.RELEASE)
+                    self._release(f"released by {asked.peer.name}" + f": {reason}" * bool(reason), asked.answer)
                 case steered:
                     self._steering.obey(steered, asked.peer, asked.answer)
         except MemscalerError as error:
             asked.answer.set_exception(error)
 
+    def _release(self, reason: str, asker: Future[Document]) -> None:
+        """Raise MemscalerError if the end has begun already."""
+        if self._stop_by_ns:
+            raise MemscalerError("memscaler is about to end")
+        self.asker = asker
+        self._stop(reason, Ending.RELEASE)
+
     def _reloaded(self, reloaded: Reloaded) -> None:
         error = reloaded.error
         if error is None and self._stop_by_ns:
             error = MemscalerError("memscaler is about to end")
-        if error is None and self._state.gpus.keys() - self._watching.governed:
-            error = MemscalerError("a GPU is still being let go of", hint="try again when it is awake")
         if error is None and reloaded.plan is not None:
-            self._apply(reloaded.plan)
+            error = self._try(reloaded.plan)
         changes = () if reloaded.plan is None else reloaded.plan.changes
         self._recorder.reloaded(changes, error)
         self._notifier.ready()
@@ -650,6 +679,18 @@ class Loop:
                 reloaded.answer.set_exception(error)
             else:
                 reloaded.answer.set_result({"schema": status.SCHEMA, "changes": list(changes)})
+
+    def _try(self, plan: Plan) -> MemscalerError | None:
+        """Apply a new configuration; why not, if it cannot be."""
+        leaving = self._state.gpus.keys() - self._watching.governed
+        if leaving & plan.governed.keys():
+            return MemscalerError("a GPU that it wants is still being let go of", hint="try again when it is awake")
+        try:
+            self._apply(plan)
+        except (OSError, RuntimeError) as error:  # no descriptor, no thread: nothing was changed
+            return MemscalerError(f"another GPU cannot be taken on: {error}")
+        self._parts.applied(plan.settings)
+        return None
 
     def _is_unasked(self, message: object) -> bool:
         """True if an actuator has heard the doorbell and tells of the wake that the governor is about to ask for."""
@@ -665,6 +706,8 @@ class Loop:
             self._keeper.replace_no_more()
             self._recorder.stopping(reason)
             self._feed(Stop())
+        elif ending is Ending.STOP:  # a signal goes before what else was to follow
+            self.ending = ending
 
     def _sample(self) -> None:
         self._sample_due_ns = time.monotonic_ns() + self._sample_every_ns
@@ -686,7 +729,8 @@ class Loop:
             self._feed(Counters(self._ledger.readings()))
         for wanted in ready:
             self._wanted.remove(wanted)
-            snapshot = self._recorder.snapshot(self._state, self._ledger, now_ns, self._about)
+            at_ns = min(now_ns, time.monotonic_ns())
+            snapshot = self._recorder.snapshot(self._state, self._ledger, at_ns, self._about)
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 if snapshot is not None:
                     wanted[2].set_result(snapshot)
@@ -695,6 +739,10 @@ class Loop:
         """The lever that the next park uses: not the first choice if that turned out not to work; and the holds."""
         lever = self._actuators[uuid].lever
         return "none" if lever is None else lever.name, self._steering.holds_of(uuid, self._state.gpus[uuid])
+
+    def _tell_who_waits(self) -> None:
+        """The end: nobody waits any longer for a sample."""
+        self._answer_snapshots(FOR_EVER_NS)
 
     def _why_awake(self, uuid: str) -> str:
         """About a GPU that was to be parked and is not."""
@@ -716,7 +764,7 @@ class Loop:
             self._feed(Unhold(uuid, GUARDIAN_HOLD))
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
     """True if this process would get a SIGHUP because its terminal has gone."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC))
@@ -727,7 +775,7 @@ def _has_terminal() -> bool:
 
 def _tell(snapshot: Snapshot, servers: Collection[int]) -> Document:
     """The status, with the rivals that run: a look at every process, nothing for the loop's thread."""
-    found = [asdict(rival) for rival in rivals.find(servers)]
+    found = [asdict(rival) for rival in rivals.recent(servers)]
     return {**status.document(snapshot), "rivals": found}
 
 
@@ -737,8 +785,8 @@ def _then(answer: Future[Document], make: Callable[[Snapshot], Document]) -> Fut
     def work(done: Future[Snapshot]) -> None:
         try:
             document = make(done.result())
-        except (OSError, MemscalerError) as error:
-            answer.set_exception(MemscalerError(str(error)))
+        except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits
+            answer.set_exception(MemscalerError(f"{type(error).__name__}: {error}"))
         else:
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 answer.set_result(document)

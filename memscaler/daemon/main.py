@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,13 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import GpuError, KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import Snapshot
-from memscaler.daemon import discovery, lock, targets
+from memscaler.daemon import discovery, lock, privileges, targets
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.control import ControlServer
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.guardian import JOURNAL, Guardian
 from memscaler.daemon.leases import Leases
-from memscaler.daemon.loop import Ending, Loop, Parts, SnapshotWanted, StopWanted
+from memscaler.daemon.loop import Ending, Loop, Parts, SnapshotWanted, StopWanted, has_terminal
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
@@ -82,6 +82,8 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
     _check_rights(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     lock.prepare_runtime_dir(settings.runtime_dir)
+    if not settings.dry_run:
+        privileges.keep_rights(writes_to=settings.runtime_dir)
     notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, lock.acquire(settings.runtime_dir))
@@ -109,6 +111,8 @@ def _is_told_to_stop(mailbox: Mailbox) -> bool:
     """True if a signal came that nobody has read. From now on one ends the process, until the next program listens."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    if not has_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return any(isinstance(message, StopWanted) for message in mailbox.drain())
 
 
@@ -124,17 +128,18 @@ def _govern(
         _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
         watching = Watching(ledger, settings, governed, named)
-        contexts: dict[str, frozenset[int]] = {}
-        look = partial(_look, driver, contexts, settings)
+        users = _GpuUsers()
+        look = partial(_look, driver, users, settings)
         watching.apply(_first_look(look))
         _say_what_is_governed(settings, governed, watching)
         word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
         learn = partial(_learn, word, watching) if word else _nothing
         equip = partial(_equip, settings, driver, ledger, mailbox, word)
         identities = {uuid: each.device.identity for uuid, each in governed.items()}
+        journal = Journal(settings.runtime_dir / JOURNAL)
         doorbell = ledger.attachment.fds.get("doorbell", -1)
         guardian = partial(Guardian, settings.runtime_dir, environment, doorbell)
-        reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, contexts, other), mailbox.put)
+        reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, users, other), mailbox.put)
         loop = Loop(
             Parts(
                 watching=watching,
@@ -149,8 +154,10 @@ def _govern(
                 conflicts=Conflicts(settings.conflict_pause_s),
                 start_guardian=None if settings.dry_run else guardian,
                 plan=reloader.plan,
-                gpu_users=lambda: frozenset().union(*contexts.values()),
+                gpu_users=lambda: users.pids,
                 outdated=lambda: driver.outdated,
+                is_journaled=partial(_is_journaled, journal),
+                applied=reloader.applied,
                 sample_every_ns=round(settings.sample_every_s * SECOND_NS),
             )
         )
@@ -158,6 +165,11 @@ def _govern(
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         _stay_in_memory()
         well = _loop(loop)
+        if loop.ending is Ending.RELEASE:
+            Standby.want(settings.runtime_dir)  # also if it does not end well: who restarts us must not open the driver
+        if loop.asker is not None and not (well and loop.ending is Ending.RELEASE):
+            with contextlib.suppress(InvalidStateError):  # the asker has given up
+                loop.asker.set_exception(MemscalerError("the driver could not be let go of", hint="see the log"))
         if not well:
             log.info("memscaler.stopped", every_gpu_awake=False)
             stack.pop_all()  # see run
@@ -190,20 +202,25 @@ def _loop(loop: Loop) -> bool:
 # ---- on the way up -------------------------------------------------------------------------------------------------
 
 
-def _look(driver: Driver, contexts: dict[str, frozenset[int]], settings: Settings) -> tuple[Found, ...]:
-    """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now.
+@dataclass(slots=True)
+class _GpuUsers:
+    """Who had a context on a GPU when that was last looked at."""
 
-    contexts: who uses which GPU, for others to know.
-    """
+    pids: frozenset[int] = frozenset()
+
+
+def _look(driver: Driver, users: _GpuUsers, settings: Settings) -> tuple[Found, ...]:
+    """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now."""
+    contexts: dict[str, frozenset[int]] = {}
     for device in driver.gpus:
-        contexts[device.identity.uuid] = frozenset()
         with contextlib.suppress(GpuError):
             contexts[device.identity.uuid] = frozenset(device.processes())
+    users.pids = frozenset().union(*contexts.values())
     names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
     return discovery.look(
         settings.watches,
         discover=settings.discover,
-        gpu_processes=dict(contexts),
+        gpu_processes=contexts,
         name_gpu=lambda uuid: names.get(uuid, uuid),
     )
 
@@ -301,6 +318,14 @@ def _serve_operators(settings: Settings, mailbox: Mailbox, stack: contextlib.Exi
         return
     server.start()
     stack.callback(server.stop)
+
+
+def _is_journaled(journal: Journal, uuid: str) -> bool:
+    """True also if nobody can tell."""
+    try:
+        return journal.entry(uuid) is not None
+    except (OSError, MemscalerError):
+        return True
 
 
 def _leases(settings: Settings) -> Leases:

@@ -238,11 +238,14 @@ class Recorder:
         self.log.info("guardian.started", pid=pid)
 
     @telling(None)
-    def conflict(self, uuid: str, what: str, rivals: Iterable[Rival]) -> None:
+    def conflict(self, uuid: str, what: str, find: Callable[[], Iterable[Rival]]) -> None:
         """Another program has changed the clocks of a parked GPU."""
-        running = ", ".join(f"{rival.name} (pid {rival.pid})" for rival in rivals)
         self._gpus[uuid].conflict = self._gpus[uuid].reason = what
         self._gpus[uuid].errors["conflict"] += 1
+        try:
+            running = ", ".join(f"{rival.name} (pid {rival.pid})" for rival in find())
+        except OSError as error:
+            running = f"cannot be told: {error}"
         hint = "let only one program set clocks; see conflict_pause"
         self.log.warning("gpu.overridden", gpu=self._index(uuid), what=what, rivals=running or "none known", hint=hint)
 

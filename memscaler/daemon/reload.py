@@ -88,19 +88,25 @@ class Reloader:
         self._busy = threading.Lock()
 
     def plan(self, answer: Future[Document]) -> None:
-        """Begin; the report comes later."""
+        """Begin; the report comes later. While one is under way, another is refused."""
+        if not self._busy.acquire(blocking=False):
+            self._report(Reloaded(answer, error=MemscalerError("a reload is under way", hint="try again in a moment")))
+            return
         threading.Thread(target=self._run, args=(answer,), name="reload", daemon=True).start()
 
     def _run(self, answer: Future[Document]) -> None:
-        with self._busy:
-            try:
-                plan = self._plan()
-                self._settings = plan.settings
-                self._report(Reloaded(answer, plan))
-            except MemscalerError as error:
-                self._report(Reloaded(answer, error=error))
-            except Exception as error:  # noqa: BLE001  # a mistake here must not end a governor that works
-                self._report(Reloaded(answer, error=MemscalerError(f"{type(error).__name__}: {error}")))
+        try:
+            self._report(Reloaded(answer, self._plan()))
+        except MemscalerError as error:
+            self._report(Reloaded(answer, error=error))
+        except Exception as error:  # noqa: BLE001  # a mistake here must not end a governor that works
+            self._report(Reloaded(answer, error=MemscalerError(f"{type(error).__name__}: {error}")))
+        finally:
+            self._busy.release()
+
+    def applied(self, settings: Settings) -> None:
+        """These are in force now."""
+        self._settings = settings
 
     def _plan(self) -> Plan:
         settings = self._load()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,9 @@ _KNOWN = {
     "gpu-idle-saver": "lowers power limits by utilisation",
 }
 _LACT = "sets clocks by its profiles"
+RECENT_S = 5.0
+_looking = threading.Lock()
+_recent: tuple[float, tuple[Rival, ...]] = (-RECENT_S, ())
 _NO_BOOST = "does not raise clocks when idle: parking may gain nothing"
 
 
@@ -45,6 +50,15 @@ def find(servers: Iterable[int] = (), proc: Path = PROC) -> tuple[Rival, ...]:
     programs = [rival for pid in sorted(processes.pids) for rival in _rivals(processes, pid)]
     spared = [Rival(NO_BOOST.decode(), pid, _NO_BOOST) for pid in sorted(servers) if needs_no_parking(pid, proc)]
     return (*programs, *spared)
+
+
+def recent(servers: Iterable[int] = ()) -> tuple[Rival, ...]:
+    """Like `find`, but at most one look per RECENT_S, however many ask: a look at every process takes its time."""
+    global _recent  # noqa: PLW0603
+    with _looking:
+        if time.monotonic() > _recent[0] + RECENT_S:
+            _recent = time.monotonic(), find(servers)
+        return _recent[1]
 
 
 def _rivals(processes: Processes, pid: int) -> Iterator[Rival]:

@@ -29,9 +29,10 @@ SELDOM_S = 60.0  # for what was missed: the hook that posts is skipped now and t
 
 @dataclass(frozen=True, slots=True)
 class WatchesFound:
-    """What there is to watch now."""
+    """What there is to watch now. generation: of the way to look that found it."""
 
     founds: tuple[Found, ...]
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Scout(threading.Thread):
         learn: what else is to be found out about the servers that are watched, after every look; may take a while.
         """
         super().__init__(name="scout", daemon=True)
-        self._look = look
+        self.generation = 0
+        self._looks = look, self.generation  # changed as one, by another thread
         self._report = report
         self._counters = counters
         self._bulletin = Doorbell(bulletin_fd) if bulletin_fd >= 0 else None
@@ -79,8 +81,10 @@ class Scout(threading.Thread):
         self._expects_more = wanted
 
     def look_with(self, look: Callable[[], tuple[Found, ...]]) -> None:
-        """Another way to look, from the next time on."""
-        self._look = look
+        """Another way to look, from the next time on. What an earlier one finds still is of an earlier generation."""
+        self.generation += 1
+        self._looks = look, self.generation
+        os.eventfd_write(self._kick, 1)
 
     def watches_changed(self) -> None:
         """There are other servers to learn about."""
@@ -148,6 +152,7 @@ class Scout(threading.Thread):
     def _report_look(self) -> None:
         self._arm()  # before looking: what the look misses posts a bulletin
         try:
-            self._report(WatchesFound(self._look()))
+            look, generation = self._looks
+            self._report(WatchesFound(look(), generation))
         except Exception as error:  # noqa: BLE001  # whatever it is: the next look may succeed
             self._report(LookFailed(f"{type(error).__name__}: {error}"))

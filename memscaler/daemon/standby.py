@@ -22,10 +22,12 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import KernelSnapshot, Snapshot
-from memscaler.daemon.loop import Ending, SnapshotWanted, StopWanted
+from memscaler.daemon.loop import Ending, SnapshotWanted, StopWanted, has_terminal
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
+from memscaler.daemon.reload import Reloaded
 from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status
+from memscaler.gpu.journal import BOOT_ID
 from memscaler.observe import status
 
 log = structlog.get_logger()
@@ -45,15 +47,25 @@ class Standby:
         self._ending: Ending | None = None
 
     @staticmethod
+    def want(runtime_dir: Path) -> None:
+        """An operator releases the driver: until somebody resumes, or the machine boots anew."""
+        (runtime_dir / FILE).write_text(BOOT_ID.read_text())
+
+    @staticmethod
     def is_wanted(runtime_dir: Path) -> bool:
         """True if an operator has released the driver and nobody has resumed yet."""
-        return (runtime_dir / FILE).exists()
+        try:
+            return (runtime_dir / FILE).read_text() == BOOT_ID.read_text()
+        except (OSError, ValueError):
+            return False
 
     def run(self, asker: Future[Document] | None) -> Ending:
         """RESTART: resumed; STOP: a signal. asker: waits for the release."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        ends = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if has_terminal() else []))
+        for number in ends:
             signal.signal(number, lambda got, _: self._mailbox.put(StopWanted(signal.Signals(got).name)))
-        self._file.touch(mode=0o600)
+        if signal.SIGHUP not in ends:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload: there is nothing to reload
         log.warning("driver.released", hint="upgrade it, then run `memscaler resume`")
         self._notifier.ready("the driver is released; `memscaler resume` goes on")
         if asker is not None:
@@ -98,6 +110,8 @@ class Standby:
             case Asked(_, _, answer):
                 hint = "memscaler resume"
                 answer.set_exception(MemscalerError("the driver is released, and nothing is governed", hint=hint))
+            case Reloaded(answer):  # it was planned before the release
+                answer.set_exception(MemscalerError("the driver is released, and nothing is governed"))
             case StopWanted(reason):
                 log.info("memscaler.stopping", reason=reason)
                 self._notifier.stopping()

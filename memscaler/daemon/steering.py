@@ -165,11 +165,13 @@ class Steering:
 
     def end_what_is_over(self, now_ns: int) -> None:
         """Leases whose time is up or whose process is gone, and operators who have waited long enough."""
-        over = [lease.id for lease in self._leases if lease.is_over()]
-        if over:
-            with suppress(OSError):  # the governor forgets them by itself; they are written off the next time
-                self._end(over)
+        self._end([lease.id for lease in self._leases if lease.is_over()])
         self.look_at_parks(now_ns)
+
+    def tidy(self) -> None:
+        """Now and then: leases of processes that are gone (their connection may have been an earlier daemon's)."""
+        self.end_what_is_over(time.monotonic_ns())
+        self._leases.write_again()
 
     def holds_of(self, gpu: str, state: GpuState) -> tuple[HoldSnapshot, ...]:
         """What keeps a GPU awake besides its connections."""

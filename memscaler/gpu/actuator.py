@@ -44,9 +44,7 @@ POLL_GROWTH = 1.6  # 12 looks in 2 s: dense while most cards settle, then out of
 WAKE_FIRST_LOOK_S = 0.1
 HAND_OVER_S = 1e-5
 SAME_OCCUPANT = 0.9  # of the memory used: the server that was there at the park is still there
-STAYS_DOWN = (
-    "does another program set its clocks? `memscaler restore --all` resets them; else reload the driver, or reboot"
-)
+STAYS_DOWN = "does another program set its clocks? else reload the driver, or reboot"
 RETRY_PAUSE_S = (0.02, 0.1)
 MISTAKE_PAUSE_S = 0.1  # after a mistake of ours, which may come again at once
 
@@ -176,6 +174,7 @@ class Actuator:
                 if order is None:
                     self._mail.wait()
                 elif order[0] is mailbox.CLOSE:
+                    self._mail.close()  # after `close` nobody posts
                     return
                 else:
                     self._obey(*order)

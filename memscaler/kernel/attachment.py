@@ -37,6 +37,7 @@ class Attachment:
     tells_netns: bool
     tells_touches: bool
     _open: bool = field(default=True)
+    _lost: bool = field(default=False)
 
     @property
     def sees_every_open(self) -> bool:
@@ -66,13 +67,18 @@ class Attachment:
         The answer is why that failed, "" if it did not.
         """
         link = self.fds.get("sockops", -1)
-        if link < 0 or is_attached(link):
+        if link >= 0:
+            if is_attached(link):
+                return None
+            os.close(self.fds.pop("sockops"))
+            self._lost = True
+        if not self._lost:
             return None
-        os.close(self.fds.pop("sockops"))
         try:
             self.fds["sockops"] = link_create(self.fds["sockops_program"], self.fds["cgroup"], BPF_CGROUP_SOCK_OPS)
         except OSError as error:
             return str(error)
+        self._lost = False
         return ""
 
     def close(self) -> None:

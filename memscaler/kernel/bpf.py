@@ -145,7 +145,10 @@ def is_attached(link_fd: int) -> bool:
     struct bpf_link_info: type, id, prog_id, then for a cgroup its id and the attach type.
     """
     info = ctypes.create_string_buffer(_LINK_INFO_BYTES)
-    _call(_INFO_BY_FD, struct.pack("=IIQ", link_fd, _LINK_INFO_BYTES, ctypes.addressof(info)))
+    try:
+        _call(_INFO_BY_FD, struct.pack("=IIQ", link_fd, _LINK_INFO_BYTES, ctypes.addressof(info)))
+    except OSError:  # before Linux 5.8 links tell nothing, and cannot be detached
+        return True
     return bool(struct.unpack_from("=Q", info, 16)[0])
 
 

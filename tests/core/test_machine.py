@@ -369,6 +369,22 @@ def test_park_now_does_not_wait_but_looks() -> None:
     assert phase(world) is Phase.PARKED
 
 
+def test_park_now_is_not_kept_for_after_a_hold() -> None:
+    """Refused because of a hold, the order is forgotten: the end of the hold does not park the GPU."""
+    for order in (0, 1):
+        world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=1000, min_dwell_ns=0)}))
+        world.look_at_counters()
+        world.now_ns += 1
+        told = [Hold("a", "x", world.now_ns + 50), ParkNow("a")]
+        for seen in told if order else reversed(told):
+            world.tell(seen)
+        world.now_ns += 2
+        world.tell(Unhold("a", "x"))
+        world.look_at_counters()
+        world.work_off()
+        assert phase(world) is Phase.COOLING
+
+
 def test_a_quarantine_ends_and_doubles() -> None:
     """A driver that fails again and again is tried ever less; once a park was seen to work, all is forgotten."""
     world = World(Policy({"a": GpuPolicy(frozenset({0}), idle_after_ns=1, min_dwell_ns=0, retry_after_ns=100)}))

@@ -98,7 +98,7 @@ def test_never_stuck(unit):
     assert service["Restart"] == ["always"]
     assert service["Type"] == ["notify"]
     assert service["NotifyAccess"] == ["main"]
-    assert service["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert service["ExecReload"] == ["/usr/bin/memscaler reload"]
     assert "WatchdogSec" in service
     assert unit["Unit"]["StartLimitIntervalSec"] == ["0"]
 
