@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 
-.PHONY: help demo test test-distros test-systemd fuzz soak lint format bench clean
+.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -23,6 +23,10 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
+	@tools/setup test
+	@MEMSCALER_FAULTS=all $(PY) -m pytest tests/faults -s $(ARGS)
 
 fuzz:  ## 110,000 hostile requests, files, ports, /proc trees and kernel answers; MEMSCALER_FUZZ=N (root; a quarter of an hour)
 	@tools/setup test
