@@ -1,6 +1,7 @@
 """For all tests: in CI a skipped test is a failed one, because what is skipped everywhere is tested nowhere."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,14 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 # No deadlines: these machines are shared. In CI the same examples each time, so that a red run can be run again.
 settings.register_profile("memscaler", deadline=None, derandomize=IN_CI)
 settings.load_profile("memscaler")
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+
+
+def pytest_configure() -> None:
+    """As in a terminal, also under nohup or behind `&`: what is ignored here would be ignored by whom we start."""
+    for number, usual in USUAL.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.hookimpl(wrapper=True)
