@@ -267,7 +267,7 @@ def reload() -> None:
     touched = {record.gpu for record in box.driver().call_log(after=mark)}
     assert 2 not in touched, "a GPU was touched that nothing was said about"
     CONFIG.write_text('idle_aftr = "1s"\n')
-    systemctl("reload", UNIT, check=False)
+    assert systemctl("reload", UNIT, check=False).returncode, "a refused configuration is a failed reload"
     eventually(lambda: said(start, "idle_aftr"), what="what is wrong is in the journal")
     assert number("MainPID") == pid
     check_governs(1)
