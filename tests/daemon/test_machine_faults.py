@@ -148,7 +148,9 @@ def test_a_hook_that_somebody_detaches_is_attached_again(tmp_path, monkeypatch):
 
 def test_tracefs_unmounted_while_running(tmp_path):
     """The hooks are held by descriptors: without tracefs they go on."""
-    prefix = ("unshare", "--mount", "--propagation", "private")
+    # Not --propagation private: that is about the root, which is no mount in a chroot.
+    private = 'mount --make-rprivate /sys; exec "$@"'
+    prefix = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", private, "sh")
     with (
         listener() as server,
         governing(
@@ -157,9 +159,11 @@ def test_tracefs_unmounted_while_running(tmp_path):
     ):
         board = governor.driver.boards[0]
         eventually(lambda: board.locks)
-        mounts = f"--mount=/proc/{governor.pid}/ns/mnt"
+        inside = ["nsenter", "--target", str(governor.pid), "--mount", "--root"]
         for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
-            subprocess.run(["nsenter", mounts, "umount", "--lazy", place], check=False, capture_output=True)
+            subprocess.run([*inside, "umount", "--lazy", place], check=False, capture_output=True)
+        mounts = Path(f"/proc/{governor.pid}/mounts").read_text()
+        assert "tracefs /sys/" not in mounts, "it is to be gone"
         for _ in range(3):
             with connect(server):
                 eventually(lambda: not board.locks, within_s=2)
