@@ -8,6 +8,7 @@ from typing import Any
 from memscaler.cli.options import Json, RuntimeDir
 from memscaler.cli.output import columns, labelled, plain, print_json, show, span
 
+COOLING = "cooling"
 NONE = "-"
 SCOPE_WIDTH = 24
 MOST_GPUS = 2
@@ -72,7 +73,8 @@ def _gpu_row(gpu: Entry) -> Sequence[str]:
 def _gpu_details(gpu: Entry) -> list[str]:
     lines = [f"{plain(gpu['gpu'])}  {plain(gpu['name'])}"]
     lines += labelled("why:", plain(gpu["reason"]))
-    lines += labelled("next:", "" if gpu["next_in_s"] is None else f"in {span(gpu['next_in_s'])}")
+    if gpu["state"] == COOLING and gpu["next_in_s"]:
+        lines += labelled("parks:", f"in {span(gpu['next_in_s'])}, if it stays quiet")
     for hold in gpu["holds"]:
         lines += labelled("held by", _hold(hold))
     lines += labelled("conflict:", plain(gpu["conflict"]))

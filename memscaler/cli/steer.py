@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from memscaler.cli.output import columns, plain, print_json, show, span
 
 PARKED = "parked"
 FAILED = 1
+START_S = 30.0
 
 
 def park(gpus: Gpus = None, runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
@@ -46,7 +49,9 @@ def pause(
 
 def resume(runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
     """Govern again, after `memscaler pause` or `memscaler release`. Holds stay."""
-    _tell(_change(runtime_dir, "resume"), as_json, "memscaler governs")
+    document = _change(runtime_dir, "resume")
+    _wait_until_it_governs(runtime_dir)
+    _tell(document, as_json, "memscaler governs")
 
 
 def release(reason: Reason = "", runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
@@ -60,6 +65,20 @@ def reload(runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
     document = _change(runtime_dir, "reload")
     changes = [plain(change) for change in document.get("changes", [])]
     _tell(document, as_json, "\n".join(["reloaded" if changes else "reloaded, nothing has changed", *changes]))
+
+
+def _wait_until_it_governs(runtime_dir: str | None) -> None:
+    """After a release the daemon begins anew in its process, and cannot be asked for a second. Raise MemscalerError."""
+    from memscaler.cli.client import Client
+    from memscaler.core.errors import MemscalerError
+
+    end_s = time.monotonic() + START_S
+    while time.monotonic() < end_s:
+        with suppress(MemscalerError):
+            if Client(runtime_dir).status()["mode"] == "governing":
+                return
+        time.sleep(0.1)
+    raise MemscalerError("it does not govern yet", hint="see its log")
 
 
 def duration_s(option: str, text: str | None, hint: str) -> float | None:

@@ -169,7 +169,7 @@ class Settings:
         "true",
         values.switch,
         key="probe_servers",
-        help="Before parking, ask llama.cpp's own /metrics whether it still works on a request.",
+        help="Before parking, ask llama.cpp, vLLM and SGLang whether they still work on a request.",
     )
     metrics: Address | None = option(
         "127.0.0.1:9823", values.address_or_off, help='Where Prometheus metrics are served, or "off".'

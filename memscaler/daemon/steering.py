@@ -105,7 +105,14 @@ class Steering:
         """UUIDs; all where none is named. Raise UsageError."""
         if not specs:
             return tuple(self._devices)
-        return tuple(dict.fromkeys(resolve(spec, self._devices.values()).identity.uuid for spec in specs))
+        return tuple(dict.fromkeys(self._resolved(spec) for spec in specs))
+
+    def _resolved(self, spec: str) -> str:
+        try:
+            return resolve(spec, self._devices.values()).identity.uuid
+        except UsageError as error:
+            hint = f"governed are those that a watch names or a server uses; {error.hint}"
+            raise UsageError(f"{spec!r} is none of the GPUs that are governed", hint=hint) from error
 
     def _take(self, kind: str, gpus: Iterable[str], peer: Peer, reason: str, for_s: float | None) -> Document:
         pid = peer.pid if kind == TIED else 0

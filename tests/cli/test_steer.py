@@ -96,7 +96,7 @@ def test_each_command(folder, loop, args, meant, printed):
     """Asks for what its arguments say, and tells what came of it; with --json, what the daemon said."""
     result = memscaler(folder, *args)
     assert (result.returncode, result.stdout, result.stderr) == (0, printed, "")
-    assert loop.requests == [meant]
+    assert [each for each in loop.requests if each != Status() or meant == each] == [meant]  # resume looks again
     result = memscaler(folder, *args, "--json")
     assert (result.returncode, json.loads(result.stdout)) == (0, {"schema": 1, **answer(meant)})
 
@@ -557,7 +557,6 @@ gpu2  unmanaged  4m 20s  -               -       -         0.0 Wh
 
 gpu1  NVIDIA A100-SXM4-80GB
       why: held by an operator
-      next: in 1h 56m
       held by root: benchmark, 1h 56m left, id 5eed
       held by root, until it is ended, id beef
       held by memscaler: guardian, until it is ended

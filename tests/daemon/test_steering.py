@@ -84,7 +84,7 @@ def test_unhold_of_one_gpu_leaves_the_others_held(tmp_path):
         assert not first.locks
         with pytest.raises(UsageError, match="there is no hold nope"):
             client(governor).change("unhold", id="nope")
-        with pytest.raises(UsageError, match="is no GPU of this machine"):
+        with pytest.raises(UsageError, match="none of the GPUs that are governed"):
             client(governor).change("hold", gpus=["gpu7"])
 
 
