@@ -132,7 +132,7 @@ def test_library_and_kernel_differ_after_an_upgrade(machine: Machine, tmp_path: 
     answer = side._next(time.monotonic() + 2)
     assert isinstance(answer, LeverResult)
     assert answer.outcome is Outcome.FAILED
-    assert "upgraded while in use" in answer.reason
+    assert "upgraded while in use" in answer.remedy
     assert "upgraded while in use" in driver.outdated
     with pytest.raises(DriverUnavailable):
         eventually(lambda: bool(driver.reopen(side.actuator.gpu)))
