@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from typing import Protocol
 
 WAKE, CLOSE, PARK, SAMPLE = "wake", "close", "park", "sample"
@@ -30,20 +31,26 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._pending: dict[str, int] = {}
+        self._closing = threading.Lock()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
         self._door: Door | None = None
 
     def close(self) -> None:
-        """Nobody may post or wait any more."""
-        self._epoll.close()
-        os.close(self._bell)
+        """Nobody may wait any more, and what is posted is lost."""
+        with self._closing:
+            bell, self._bell = self._bell, -1
+            if bell >= 0:
+                self._epoll.close()
+                os.close(bell)
 
     def post(self, kind: str, seq: int = 0) -> None:
         """Leave an order, in place of an older one of its kind."""
         self._pending[kind] = seq
-        os.eventfd_write(self._bell, 1)
+        with self._closing:  # nobody holds it for longer than a system call
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     def withdraw(self, kind: str) -> None:
         self._pending.pop(kind, None)
