@@ -143,6 +143,18 @@ def port_of(server: socket.socket) -> int:
     return int(server.getsockname()[1])
 
 
+def watch_table(server: socket.socket, *gpus: str) -> str:
+    """The part of a configuration file that watches this server's port."""
+    listed = ", ".join(f'"{gpu}"' for gpu in gpus)
+    return f"\n[[watch]]\nport = {port_of(server)}\ngpus = [{listed}]\n"
+
+
+def stand_still(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
+
+
 def alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 SECOND_NS = 1_000_000_000
+FOR_EVER_NS = 2**62  # a time that does not come: of a hold without an end
 
 
 class Public(StrEnum):

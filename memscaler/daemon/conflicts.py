@@ -51,7 +51,7 @@ class Conflicts:
     @property
     def look_again_ns(self) -> int:
         """When another sample is wanted, in CLOCK_MONOTONIC; 0: there is no suspicion."""
-        return min(self._since_ns.values(), default=0) and min(self._since_ns.values()) + AGAIN_NS
+        return min((since_ns + AGAIN_NS for since_ns in self._since_ns.values()), default=0)
 
     def judge(self, gpu: str, lever: Lever | None, reading: GpuReading) -> Conflict | None:
         """lever: what this GPU was seen to be parked with; None if it is not, or still settles.

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 
 from memscaler.config import hours
 from memscaler.config.schema import GpuSettings
-from memscaler.core.model import Hold, Observation, Unhold
+from memscaler.core.model import FOR_EVER_NS, Hold, Observation, Unhold
 
 OWNER = "never_park"
-FOR_EVER_NS = 2**62
 
 
 class Hours:

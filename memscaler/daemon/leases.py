@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memscaler.core.model import SECOND_NS
+from memscaler.core.model import FOR_EVER_NS, SECOND_NS
 from memscaler.gpu.journal import BOOT_ID, read_own
 from memscaler.kernel.processes import start_time
 
@@ -24,7 +24,6 @@ FILE = "leases.json"
 HOLD, PAUSE, TIED = "hold", "pause", "tied"
 MAX_LEASES = 256
 MAX_REASON = 200
-FOR_EVER_NS = 2**62
 LATEST_S = 1e9  # no lease is for 30 years
 MOST_BYTES = 4 << 20  # of the file
 

@@ -25,6 +25,7 @@ from memscaler.config.schema import Settings
 from memscaler.core import governor
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import (
+    FOR_EVER_NS,
     SECOND_NS,
     Action,
     Alarm,
@@ -74,7 +75,6 @@ from memscaler.kernel.ledger import Ledger
 from memscaler.observe import status
 
 GUARDIAN_HOLD = "guardian"
-FOR_EVER_NS = 2**62
 HUNG_REMEDY = "see `dmesg | grep -i nvrm`; a driver that hangs for minutes is cured by a reboot"
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
@@ -317,7 +317,7 @@ class Loop:
             self._stop(outdated, Ending.RESTART)
         if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
             self._keeper.start_again()
-        if self._steering.next_end_ns() and now_ns >= self._steering.next_end_ns():
+        if 0 < self._steering.next_end_ns() <= now_ns:
             self._steering.end_what_is_over(now_ns)
         self._let_go()
         self._answer_snapshots(now_ns)
@@ -678,7 +678,7 @@ class Loop:
             if error is not None:
                 reloaded.answer.set_exception(error)
             else:
-                reloaded.answer.set_result({"schema": status.SCHEMA, "changes": list(changes)})
+                reloaded.answer.set_result({"changes": list(changes)})
 
     def _try(self, plan: Plan) -> MemscalerError | None:
         """Apply a new configuration; why not, if it cannot be."""

@@ -70,7 +70,7 @@ class Standby:
         self._notifier.ready("the driver is released; `memscaler resume` goes on")
         if asker is not None:
             with suppress(InvalidStateError):  # it has given up
-                asker.set_result({"schema": status.SCHEMA})
+                asker.set_result({})
         poll = select.poll()
         poll.register(self._mailbox.fd, select.POLLIN)
         while self._ending is None:
@@ -105,7 +105,7 @@ class Standby:
             case Asked(ResumeWanted(), peer, answer):
                 self._file.unlink(missing_ok=True)
                 log.info("driver.resumed", owner=peer.name)
-                answer.set_result({"schema": status.SCHEMA, "ended": [{"id": "", "owner": "", "reason": "released"}]})
+                answer.set_result({"ended": [{"id": "", "owner": "", "reason": "released"}]})
                 self._ending = Ending.RESTART
             case Asked(_, _, answer):
                 hint = "memscaler resume"

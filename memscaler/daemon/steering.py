@@ -16,7 +16,17 @@ import structlog
 
 from memscaler.core.errors import MemscalerError, UsageError
 from memscaler.core.governor import public_state
-from memscaler.core.model import SECOND_NS, GovernorState, GpuState, Hold, Observation, ParkNow, Phase, Unhold
+from memscaler.core.model import (
+    FOR_EVER_NS,
+    SECOND_NS,
+    GovernorState,
+    GpuState,
+    Hold,
+    Observation,
+    ParkNow,
+    Phase,
+    Unhold,
+)
 from memscaler.core.snapshot import HoldSnapshot
 from memscaler.daemon.leases import HOLD, PAUSE, TIED, Lease, Leases
 from memscaler.daemon.requests import Document, HoldWanted, ParkWanted, PauseWanted, Peer, ResumeWanted, UnholdWanted
@@ -24,7 +34,6 @@ from memscaler.gpu.inventory import Device, resolve
 
 log = structlog.get_logger()
 
-SCHEMA = 1
 PARK_WAIT_NS = 8 * SECOND_NS  # the control socket gives up after 10 s
 SETTLING = frozenset({Phase.ARMING, Phase.PARKING})
 
@@ -95,7 +104,7 @@ class Steering:
         except OSError as error:
             hint = "nothing was changed; is the disk of the runtime directory full?"
             raise MemscalerError(f"it cannot be written down: {error}", hint=hint) from error
-        answer.set_result({"schema": SCHEMA, **document})
+        answer.set_result(document)
 
     def tied_ended(self, lease_id: str) -> None:
         """The client of a tied hold has gone."""
@@ -187,7 +196,9 @@ class Steering:
         return tuple(
             HoldSnapshot(lease.id, lease.owner, lease.reason, lease.left_s())
             if (lease := leases.get(owner)) is not None
-            else HoldSnapshot("", "memscaler", owner, None if until_ns >= 2**61 else (until_ns - now_ns) / SECOND_NS)
+            else HoldSnapshot(
+                "", "memscaler", owner, None if until_ns >= FOR_EVER_NS else (until_ns - now_ns) / SECOND_NS
+            )
             for owner, until_ns in state.holds.items()
             if until_ns > now_ns
         )
@@ -212,7 +223,7 @@ class Steering:
                 self._waiting.remove(parking)
                 told = [parking.answers[gpu] for gpu in sorted(parking.answers, key=self._name)]
                 with suppress(InvalidStateError):  # the asker has given up
-                    parking.answer.set_result({"schema": SCHEMA, "gpus": told})
+                    parking.answer.set_result({"gpus": told})
 
     def _may_still_park(self, gpu: GpuState) -> bool:
         return gpu.phase in SETTLING or (gpu.hurried_ns > 0 and not gpu.holds and not gpu.distrust)

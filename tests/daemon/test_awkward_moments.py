@@ -16,15 +16,10 @@ import pytest
 
 from memscaler.cli.client import Client
 from memscaler.core.errors import MemscalerError
-from tests.governor import REPOSITORY, connect, eventually, governing, listener, port_of
+from tests.governor import REPOSITORY, connect, eventually, governing, listener, port_of, stand_still, watch_table
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
-
-
-def watch(server, *gpus: str) -> str:
-    listed = ", ".join(f'"{gpu}"' for gpu in gpus)
-    return f"\n[[watch]]\nport = {port_of(server)}\ngpus = [{listed}]\n"
 
 
 @pytest.fixture
@@ -76,12 +71,12 @@ def test_reload_on_a_full_disk(small_disk, tmp_path):
     """A GPU that is held leaves while nothing can be written."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0") + watch(second, "gpu1"))
+        config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0") + watch_table(second, "gpu1"))
         with governing(small_disk / "run", "a40,a40", "--config", str(config)) as governor:
             operator = Client(str(governor.runtime_dir))
             operator.change("hold", gpus=["gpu1"], for_s=600.0)
             fill(small_disk)
-            config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0"))
+            config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0"))
             operator.change("reload")
             eventually(lambda: len(operator.status()["gpus"]) == 1)
             assert governor.stop() == 0
@@ -112,7 +107,7 @@ def test_a_gpu_that_comes_while_there_is_no_guardian(tmp_path):
     python.symlink_to(os.path.realpath(sys.executable))
     site = next(path for path in sys.path if path.endswith("site-packages"))
     with listener() as first, listener() as second:
-        config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0"))
+        config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0"))
         environment = {"PYTHONPATH": f"{REPOSITORY}:{site}"}
         with governing(
             tmp_path / "run", "a40,a40", "--config", str(config), python=str(python), env=environment
@@ -122,7 +117,7 @@ def test_a_gpu_that_comes_while_there_is_no_guardian(tmp_path):
             python.unlink()
             os.kill(governor.guardian_pid, signal.SIGKILL)
             eventually(lambda: governor.events("guardian.start_failed"))
-            config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0") + watch(second, "gpu1"))
+            config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0") + watch_table(second, "gpu1"))
             Client(str(governor.runtime_dir)).change("reload")
             time.sleep(1.5)
             assert not boards[0].locks
@@ -136,13 +131,13 @@ def test_what_was_looked_for_before_a_reload_does_not_undo_it(tmp_path):
     """A look at the machine that began with the old settings ends after the new ones are in force."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0"))
+        config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0"))
         with governing(tmp_path / "run", "a40", "--config", str(config)) as governor:
             operator = Client(str(governor.runtime_dir))
             eventually(lambda: governor.driver.boards[0].locks)
             time.sleep(1)
             governor.driver.inject("nvmlDeviceGetComputeRunningProcesses_v3", delay_ms=1000)
-            config.write_text('idle_after = "200ms"\n' + watch(first, "gpu0") + watch(second, "gpu0"))
+            config.write_text('idle_after = "200ms"\n' + watch_table(first, "gpu0") + watch_table(second, "gpu0"))
             reloading = threading.Thread(target=lambda: operator.change("reload"))
             reloading.start()
             time.sleep(0.5)
@@ -225,8 +220,7 @@ def test_nobody_is_accused_of_what_the_guardian_did(tmp_path, monkeypatch):
         with governing(tmp_path, "a40,a40", *ports, "--idle-after", "200ms") as governor:
             boards = governor.driver.boards
             eventually(lambda: all(board.memory_clock_mhz == 405 for board in boards))
-            os.kill(governor.pid, signal.SIGSTOP)
-            eventually(lambda: "State:\tT" in Path(f"/proc/{governor.pid}/status").read_text())
+            stand_still(governor.pid)
             client = connect(first)
             eventually(lambda: not any(board.locks for board in boards))
             os.kill(governor.pid, signal.SIGCONT)
@@ -242,7 +236,7 @@ def test_a_reload_mends_a_lever_that_was_not_there(tmp_path):
     """`lever` names one that the card lacks: unmanaged. Put right, the GPU is parked without a restart."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        base = 'idle_after = "200ms"\n' + watch(first, "gpu0") + watch(second, "gpu1")
+        base = 'idle_after = "200ms"\n' + watch_table(first, "gpu0") + watch_table(second, "gpu1")
         config.write_text(base + '[gpu.gpu1]\nlever = "memory-clock"\n')
         with governing(tmp_path / "run", "a40,a100", "--config", str(config)) as governor:
             operator = Client(str(governor.runtime_dir))
@@ -286,8 +280,8 @@ def test_reloads_leak_nothing_and_tell_the_truth(tmp_path):
     """GPUs come and go: descriptors stay flat. After a refused reload the next one tells all changes."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        one = 'idle_after = "200ms"\n' + watch(first, "gpu0")
-        both = one + watch(second, "gpu1")
+        one = 'idle_after = "200ms"\n' + watch_table(first, "gpu0")
+        both = one + watch_table(second, "gpu1")
         config.write_text(both)
         with governing(tmp_path / "run", "a40,a40", "--config", str(config)) as governor:
             operator = Client(str(governor.runtime_dir))

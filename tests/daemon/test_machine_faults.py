@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from memscaler.kernel.loader import SYS_BPF
-from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of
+from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of, stand_still
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 BPF_LINK_DETACH = 34
@@ -39,7 +39,7 @@ def test_a_daemon_that_is_stopped_does_not_make_clients_slow(tmp_path, who):
                 eventually(lambda: not board.locks)
             server.accept()[0].close()
             eventually(lambda: board.locks)
-        stop(governor.pid)
+        stand_still(governor.pid)
         try:
             started = time.monotonic()
             client = connect(server)
@@ -66,7 +66,7 @@ def test_a_daemon_that_is_stopped_for_a_moment_just_goes_on(tmp_path):
         board = governor.driver.boards[0]
         eventually(lambda: board.locks)
         mark = governor.driver.log_mark()
-        stop(governor.pid)
+        stand_still(governor.pid)
         time.sleep(1)
         os.kill(governor.pid, signal.SIGCONT)
         time.sleep(0.5)
@@ -96,12 +96,6 @@ def test_a_stopped_guardian_does_not_delay_the_end(tmp_path):
         assert not board.locks
         os.kill(guardian, signal.SIGCONT)
         eventually(lambda: not alive(guardian))
-
-
-def stop(pid: int) -> None:
-    """SIGSTOP, and wait until it stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
 
 
 def links_of(pid: int) -> Iterator[int]:

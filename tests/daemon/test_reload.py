@@ -12,7 +12,7 @@ import pytest
 
 from memscaler.cli.client import Client
 from memscaler.core.errors import ConfigError
-from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of
+from tests.governor import Governor, alive, connect, eventually, governing, listener, port_of, watch_table
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
@@ -23,11 +23,6 @@ def write(path: Path, text: str) -> None:
     draft = path.with_suffix(".new")
     draft.write_text(text)
     draft.replace(path)
-
-
-def watch(server, *gpus: str) -> str:
-    listed = ", ".join(f'"{gpu}"' for gpu in gpus)
-    return f"\n[[watch]]\nport = {port_of(server)}\ngpus = [{listed}]\n"
 
 
 def reload(governor: Governor) -> dict:
@@ -42,7 +37,7 @@ def test_what_did_not_change_is_not_touched(tmp_path):
     """Another idle time for one GPU: the other one stays parked, without a driver call."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        watches = watch(first, "gpu0") + watch(second, "gpu1")
+        watches = watch_table(first, "gpu0") + watch_table(second, "gpu1")
         write(config, 'idle_after = "200ms"\n' + watches)
         with governing(tmp_path / "run", "a40,a40", "--config", str(config)) as governor:
             stays, changes = governor.driver.boards
@@ -63,16 +58,16 @@ def test_a_wrong_file_changes_nothing(tmp_path):
     """Every mistake is refused as a whole, with the line; so is what needs a restart. The signal does the same."""
     config = tmp_path / "config.toml"
     with listener() as server:
-        good = 'idle_after = "200ms"\n' + watch(server, "gpu0")
+        good = 'idle_after = "200ms"\n' + watch_table(server, "gpu0")
         write(config, good)
         with governing(tmp_path / "run", "a40", "--config", str(config), prefix=("setsid",)) as governor:
             board = governor.driver.boards[0]
             eventually(lambda: board.locks)
             mark = governor.driver.log_mark()
             for wrong, problem in (
-                ('idle_after = "200 parsecs"\n' + watch(server, "gpu0"), "config.toml:1"),
-                ('idle_after = "1h"\nidle_afte = "1s"\n' + watch(server, "gpu0"), "did you mean"),
-                (watch(server, "gpu9"), "no GPU of this machine"),
+                ('idle_after = "200 parsecs"\n' + watch_table(server, "gpu0"), "config.toml:1"),
+                ('idle_after = "1h"\nidle_afte = "1s"\n' + watch_table(server, "gpu0"), "did you mean"),
+                (watch_table(server, "gpu9"), "no GPU of this machine"),
                 ('sample_every = "20s"\nlog_level = "debug"\n' + good, "cannot be changed while running: log_level"),
                 ("", "no port to watch"),
                 ("[[watch", "config.toml"),
@@ -98,11 +93,11 @@ def test_gpus_and_ports_come_and_go(tmp_path):
     """A GPU that is left out is woken and let go of; one that is new is governed; a port moves to another GPU."""
     config = tmp_path / "config.toml"
     with listener() as first, listener() as second:
-        write(config, 'idle_after = "200ms"\n' + watch(first, "gpu0"))
+        write(config, 'idle_after = "200ms"\n' + watch_table(first, "gpu0"))
         with governing(tmp_path / "run", "a40,a40", "--config", str(config)) as governor:
             old, new = governor.driver.boards
             eventually(lambda: old.locks)
-            write(config, 'idle_after = "200ms"\n' + watch(second, "gpu1"))
+            write(config, 'idle_after = "200ms"\n' + watch_table(second, "gpu1"))
             reload(governor)
             eventually(lambda: not old.locks)
             eventually(lambda: new.locks)
@@ -115,7 +110,7 @@ def test_gpus_and_ports_come_and_go(tmp_path):
             second.accept()[0].close()
             time.sleep(0.6)
             assert not old.locks
-            write(config, 'idle_after = "200ms"\n' + watch(first, "gpu0", "gpu1"))
+            write(config, 'idle_after = "200ms"\n' + watch_table(first, "gpu0", "gpu1"))
             reload(governor)
             eventually(lambda: old.locks and new.locks)
             with connect(first):
@@ -130,11 +125,11 @@ def test_another_lever_is_taken_at_once(tmp_path):
     """A parked GPU whose lever is another one now is woken, and parked with that."""
     config = tmp_path / "config.toml"
     with listener() as server:
-        write(config, 'idle_after = "200ms"\n' + watch(server, "gpu0"))
+        write(config, 'idle_after = "200ms"\n' + watch_table(server, "gpu0"))
         with governing(tmp_path / "run", "a40", "--config", str(config)) as governor:
             board = governor.driver.boards[0]
             eventually(lambda: board.memory_lock)
-            write(config, 'idle_after = "200ms"\nlever = "graphics-clock"\n' + watch(server, "gpu0"))
+            write(config, 'idle_after = "200ms"\nlever = "graphics-clock"\n' + watch_table(server, "gpu0"))
             reload(governor)
             eventually(lambda: board.graphics_lock and not board.memory_lock)
             assert governor.stop() == 0
@@ -145,10 +140,10 @@ def test_a_reload_forgets_no_connection(tmp_path):
     """Connections that are open across a reload keep their GPU awake."""
     config = tmp_path / "config.toml"
     with listener() as server:
-        write(config, 'idle_after = "200ms"\n' + watch(server, "gpu0"))
+        write(config, 'idle_after = "200ms"\n' + watch_table(server, "gpu0"))
         with governing(tmp_path / "run", "a40,a40", "--config", str(config)) as governor, connect(server):
             with server.accept()[0]:
-                write(config, 'idle_after = "300ms"\n' + watch(server, "gpu0", "gpu1"))
+                write(config, 'idle_after = "300ms"\n' + watch_table(server, "gpu0", "gpu1"))
                 reload(governor)
                 time.sleep(1)
                 assert not any(board.locks for board in governor.driver.boards)
@@ -160,7 +155,7 @@ def test_refused_by_type(tmp_path):
     """The command line ends with 78 for a bad file."""
     config = tmp_path / "config.toml"
     with listener() as server:
-        write(config, watch(server, "gpu0"))
+        write(config, watch_table(server, "gpu0"))
         with governing(tmp_path / "run", "a40", "--config", str(config)) as governor:
             write(config, "nonsense = 1\n")
             with pytest.raises(ConfigError, match="nonsense"):
