@@ -35,6 +35,10 @@ STATUS = {
     "gpus": [],
     "watches": [],
     "waiting": [],
+    "paused": None,
+    "released": None,
+    "ungoverned": [],
+    "transitions": [],
     "rivals": [],
     "notices": [],
 }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memscaler.cli.options import Json, RuntimeDir
 from memscaler.cli.output import columns, labelled, plain, print_json, show, span
 
-COOLING = "cooling"
+COOLING, IF_QUIET = "cooling", ", if it stays quiet"
 NONE = "-"
 SCOPE_WIDTH = 24
 MOST_GPUS = 2
+RESUME = "`memscaler resume` when the driver is back"
 JOULES_PER_WH = 3600.0
 WH_PER_KWH = 1000.0
 
@@ -48,13 +50,21 @@ def _text(document: Entry) -> str:
 
 
 def _headline(document: Entry) -> list[str]:
-    released = document["mode"] == "released"
-    does = "has let go of the driver" if released else "governs"
+    does = {"released": "has let go of the driver", "paused": "is paused"}.get(document["mode"], "governs")
     dry = ", dry run: no GPU is touched" if document["dry_run"] else ""
     life = f"up {span(document['uptime_s'])}, pid {plain(document['pid'])}"
     driver = f", driver {plain(document['driver_version'])}" if document["driver_version"] else ""
     lines = [f"memscaler {plain(document['version'])} {does}{dry}; {life}{driver}"]
-    return lines + labelled("REMEDY:", "`memscaler resume` when the driver is back" if released else "")
+    if document["mode"] == "paused":
+        return lines + labelled("by", f"{_hold(document['paused'])}; `memscaler resume` ends it")
+    if document["mode"] == "released":
+        return lines + labelled("by", _released(document["released"])) + labelled("REMEDY:", RESUME)
+    return lines
+
+
+def _released(released: Entry) -> str:
+    reason = f": {plain(released['reason'])}" if released["reason"] else ""
+    return f"{plain(released['owner'])}{reason}, {span(time.time() - released['since_unix_s'])} ago"
 
 
 def _gpu_row(gpu: Entry) -> Sequence[str]:
@@ -73,8 +83,8 @@ def _gpu_row(gpu: Entry) -> Sequence[str]:
 def _gpu_details(gpu: Entry) -> list[str]:
     lines = [f"{plain(gpu['gpu'])}  {plain(gpu['name'])}"]
     lines += labelled("why:", plain(gpu["reason"]))
-    if gpu["state"] == COOLING and gpu["next_in_s"]:
-        lines += labelled("parks:", f"in {span(gpu['next_in_s'])}, if it stays quiet")
+    if gpu["next_in_s"] is not None:
+        lines += labelled("next:", f"{gpu['next']} in {span(gpu['next_in_s'])}" + IF_QUIET * (gpu["state"] == COOLING))
     for hold in gpu["holds"]:
         lines += labelled("held by", _hold(hold))
     lines += labelled("conflict:", plain(gpu["conflict"]))
@@ -102,11 +112,16 @@ def _watch_row(watch: Entry) -> Sequence[str]:
 
 
 def _remarks(document: Entry) -> list[str]:
-    lines = [f"waiting: {plain(each['watch'])}: {plain(each['reason'])}" for each in document["waiting"]]
+    lines = [f"left alone: {_named(each)}: {plain(each['reason'])}" for each in document["ungoverned"]]
+    lines += [f"waiting: {plain(each['watch'])}: {plain(each['reason'])}" for each in document["waiting"]]
     lines += [
         f"rival: {plain(each['name'])} (pid {plain(each['pid'])}): {plain(each['what'])}" for each in document["rivals"]
     ]
     return lines + [f"notice: {plain(notice)}" for notice in document["notices"]]
+
+
+def _named(gpu: Entry) -> str:
+    return " ".join(map(plain, filter(None, (gpu["gpu"], gpu["name"]))))
 
 
 def _energy(joules: float) -> str:

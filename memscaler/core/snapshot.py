@@ -49,11 +49,48 @@ class HoldSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Intent:
+    """What memscaler has set on a parked GPU. target: MHz for the levers that lock clocks, else the pstate."""
+
+    lever: str
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A GPU changed its state. at_unix_s: seconds since 1970; gpu: its UUID; was, state: public states."""
+
+    at_unix_s: float
+    gpu: str
+    was: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ungoverned:
+    """A GPU of this machine that is left alone, and why."""
+
+    identity: Identity
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The driver is let go of, until an operator resumes. owner: who asked; since_unix_s: seconds since 1970."""
+
+    owner: str
+    reason: str
+    since_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class GpuSnapshot:
     """One GPU now. `state_s` sums the seconds per public state; `energy_source` is "counter" or "integrated".
 
     remedy: what an operator can do about an `unmanaged` GPU, "" if nothing is known. next_ns: when its state may change
-    by itself (CLOCK_MONOTONIC), 0: only if something happens. conflict: what another program did to its clocks.
+    by itself (CLOCK_MONOTONIC), 0: only if something happens; next: to what, in words ("parked", "trusted again").
+    conflict: what another program did to its clocks. intent: None while nothing is set.
     """
 
     identity: Identity
@@ -62,6 +99,7 @@ class GpuSnapshot:
     reason: str
     lever: str
     next_ns: int
+    next: str
     state_s: Mapping[str, float]
     state_energy_j: Mapping[str, float]
     transitions: Mapping[str, int]
@@ -75,6 +113,7 @@ class GpuSnapshot:
     remedy: str = ""
     holds: tuple[HoldSnapshot, ...] = ()
     conflict: str = ""
+    intent: Intent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,5 +167,10 @@ class Snapshot:
     guardian_restarts: int = 0
     waiting: Mapping[str, str] = field(default_factory=dict)
     """The operator's watches that are not there now, and why."""
-    released: bool = False
-    """True while the driver is let go of, so that it can be upgraded: nothing is governed."""
+    released: Released | None = None
+    """While the driver is let go of, so that it can be upgraded: nothing is governed."""
+    paused: HoldSnapshot | None = None
+    """What keeps every GPU awake."""
+    ungoverned: tuple[Ungoverned, ...] = ()
+    transitions: tuple[Transition, ...] = ()
+    """The last changes of states, the latest one last."""

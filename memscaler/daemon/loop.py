@@ -48,8 +48,8 @@ from memscaler.core.model import (
     Unhold,
     Wake,
 )
-from memscaler.core.snapshot import HoldSnapshot, Snapshot
-from memscaler.daemon import conflicts, rivals
+from memscaler.core.snapshot import Intent, Released, Snapshot
+from memscaler.daemon import conflicts, hours, rivals
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.guardian import Guardian
 from memscaler.daemon.hours import Hours
@@ -58,7 +58,7 @@ from memscaler.daemon.leases import Leases
 from memscaler.daemon.listening import Listening
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
-from memscaler.daemon.record import Recorder
+from memscaler.daemon.record import About, Recorder
 from memscaler.daemon.reload import Plan, Reloaded
 from memscaler.daemon.requests import Asked, Document, ReleaseWanted, ReloadWanted, Status, TiedEnded
 from memscaler.daemon.scout import LookFailed, Scout, WatchesFound
@@ -180,6 +180,8 @@ class Loop:
         self.ending = Ending.STOP
         self.asker: Future[Document] | None = None
         """Who waits for what follows the end."""
+        self.released: Released | None = None
+        """What the operator said who asked for a release."""
         # When to do what; 0: not at all.
         self._deadline_ns = now_ns
         self._sample_due_ns = now_ns
@@ -652,18 +654,19 @@ class Loop:
                 case ReloadWanted():
                     self._parts.plan(asked.answer)
                 case ReleaseWanted(reason):
-                    self._release(f"released by {asked.peer.name}" + f": {reason}" * bool(reason), asked.answer)
+                    self._release(Released(asked.peer.name, reason, time.time()), asked.answer)
                 case steered:
                     self._steering.obey(steered, asked.peer, asked.answer)
         except MemscalerError as error:
             asked.answer.set_exception(error)
 
-    def _release(self, reason: str, asker: Future[Document]) -> None:
+    def _release(self, released: Released, asker: Future[Document]) -> None:
         """Raise MemscalerError if the end has begun already."""
         if self._stop_by_ns:
             raise MemscalerError("memscaler is about to end")
-        self.asker = asker
-        self._stop(reason, Ending.RELEASE)
+        self.asker, self.released = asker, released
+        why = f": {released.reason}" if released.reason else ""
+        self._stop(f"released by {released.owner}{why}", Ending.RELEASE)
 
     def _reloaded(self, reloaded: Reloaded) -> None:
         error = reloaded.error
@@ -730,15 +733,22 @@ class Loop:
         for wanted in ready:
             self._wanted.remove(wanted)
             at_ns = min(now_ns, time.monotonic_ns())
-            snapshot = self._recorder.snapshot(self._state, self._ledger, at_ns, self._about)
+            paused = self._steering.paused()
+            snapshot = self._recorder.snapshot(self._state, self._ledger, at_ns, self._about, paused)
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 if snapshot is not None:
                     wanted[2].set_result(snapshot)
 
-    def _about(self, uuid: str) -> tuple[str, tuple[HoldSnapshot, ...]]:
-        """The lever that the next park uses: not the first choice if that turned out not to work; and the holds."""
-        lever = self._actuators[uuid].lever
-        return "none" if lever is None else lever.name, self._steering.holds_of(uuid, self._state.gpus[uuid])
+    def _about(self, uuid: str) -> About:
+        actuator, gpu = self._actuators[uuid], self._state.gpus[uuid]
+        lever = actuator.lever  # not the first choice if that turned out not to work
+        holds = tuple(
+            replace(hold, left_s=self._hours.left_s(uuid)) if hold.reason == hours.OWNER and not hold.id else hold
+            for hold in self._steering.holds_of(uuid, gpu)
+        )
+        parked_with = actuator.parked_with if gpu.phase is Phase.PARKED else None
+        intent = Intent(parked_with.name, parked_with.target) if parked_with is not None else None
+        return About("none" if lever is None else lever.name, holds, intent)
 
     def _tell_who_waits(self) -> None:
         """The end: nobody waits any longer for a sample."""

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from memscaler import __version__, resources
 from memscaler.config.schema import Settings
 from memscaler.core.errors import GpuError, KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS
-from memscaler.core.snapshot import Snapshot
+from memscaler.core.snapshot import Identity, Snapshot, Ungoverned
 from memscaler.daemon import discovery, lock, privileges, targets
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.control import ControlServer
@@ -90,7 +90,7 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
         _serve_metrics(settings, mailbox, stack)
         _serve_operators(settings, mailbox, stack)
         ended, asker = Ending.RELEASE, None
-        if not Standby.is_wanted(settings.runtime_dir):
+        if Standby.wanted(settings.runtime_dir) is None:
             well, ended, asker = _govern(settings, load, mailbox, notifier)
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
@@ -98,8 +98,9 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
                     return Ended(well=False)
                 notifier.hand_on()
                 return Ended(well=False, again=True)  # it wakes first what is parked still
-        if ended is Ending.RELEASE:  # the driver is closed by now
-            ended = Standby(settings, mailbox, notifier).run(asker)
+        released = Standby.wanted(settings.runtime_dir)
+        if ended is Ending.RELEASE and released is not None:  # the driver is closed by now
+            ended = Standby(settings, mailbox, notifier, released).run(asker)
         if ended is Ending.RESTART and not _is_told_to_stop(mailbox):
             notifier.hand_on()
             return Ended(well=True, again=True)
@@ -165,8 +166,10 @@ def _govern(
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         _stay_in_memory()
         well = _loop(loop)
-        if loop.ending is Ending.RELEASE:
-            Standby.want(settings.runtime_dir)  # also if it does not end well: who restarts us must not open the driver
+        if loop.ending is Ending.RELEASE and loop.released is not None:
+            Standby.want(
+                settings.runtime_dir, loop.released
+            )  # also if it does not end well: who restarts us must not open the driver
         if loop.asker is not None and not (well and loop.ending is Ending.RELEASE):
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 loop.asker.set_exception(MemscalerError("the driver could not be let go of", hint="see the log"))
@@ -363,7 +366,16 @@ def _facts(settings: Settings, driver: Driver, watching: Watching) -> Facts:
         gpus_of_slot=watching.gpus_of_slot,
         server_of_slot=watching.server_of_slot,
         waiting=lambda: {str(spec): why for spec, why in watching.waiting.items()},
+        ungoverned=lambda: tuple(_ungoverned(driver, watching.governed)),
     )
+
+
+def _ungoverned(driver: Driver, governed: Collection[str]) -> Iterator[Ungoverned]:
+    for device in driver.gpus:
+        if device.identity.uuid not in governed:
+            yield Ungoverned(device.identity, "no watch names it")
+    for lost in driver.lost:
+        yield Ungoverned(Identity(lost.index, "", "", ""), lost.reason)
 
 
 def _say_what_is_governed(settings: Settings, governed: Mapping[str, Governed], watching: Watching) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -23,8 +23,11 @@ from memscaler.core.snapshot import (
     GpuSnapshot,
     HoldSnapshot,
     Identity,
+    Intent,
     KernelSnapshot,
     Snapshot,
+    Transition,
+    Ungoverned,
     WatchSnapshot,
 )
 from memscaler.core.watch import Quiet
@@ -53,8 +56,17 @@ def telling(otherwise: object) -> Callable[[Method], Method]:
     return wrap
 
 
-About = Callable[[str], tuple[str, tuple[HoldSnapshot, ...]]]  # a GPU -> its lever, and what holds it awake
+@dataclass(frozen=True, slots=True)
+class About:
+    """What others know of a GPU. lever: that the next park uses; intent: what is set now."""
 
+    lever: str
+    holds: tuple[HoldSnapshot, ...]
+    intent: Intent | None
+
+
+MOST_TRANSITIONS = 100  # that are told
+NEXT = {Public.COOLING: "parked", Public.UNMANAGED: "trusted again"}  # what comes by itself when its time has come
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
 
 
@@ -69,6 +81,7 @@ class Facts:
     gpus_of_slot: Callable[[int], tuple[str, ...]]
     server_of_slot: Callable[[int], str]
     waiting: Callable[[], Mapping[str, str]]
+    ungoverned: Callable[[], tuple[Ungoverned, ...]]
 
 
 @dataclass(slots=True)
@@ -103,6 +116,7 @@ class Recorder:
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus: dict[str, _Gpu] = {}
         self._guardian_restarts = 0
+        self._transitions: deque[Transition] = deque(maxlen=MOST_TRANSITIONS)
         self.take_on(identities)
 
     def take_on(self, identities: Mapping[str, Identity]) -> None:
@@ -138,6 +152,7 @@ class Recorder:
                 mine.remedy = ""
             if not first:
                 mine.transitions[public] += 1
+                self._transitions.append(Transition(time.time(), uuid, str(was), str(public), mine.reason))
                 self.log.info(
                     "gpu.changed_state", gpu=self._index(uuid), state=str(public), was=str(was), reason=mine.reason
                 )
@@ -289,8 +304,15 @@ class Recorder:
         return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
     @telling(None)
-    def snapshot(self, state: GovernorState, ledger: Ledger, now_ns: int, about: About) -> Snapshot | None:
-        """Everything that is known now."""
+    def snapshot(
+        self,
+        state: GovernorState,
+        ledger: Ledger,
+        now_ns: int,
+        about: Callable[[str], About],
+        paused: HoldSnapshot | None,
+    ) -> Snapshot | None:
+        """Everything that is known now. paused: what keeps every GPU awake."""
         return Snapshot(
             at_ns=now_ns,
             started_unix_s=self._started_unix_s,
@@ -298,23 +320,28 @@ class Recorder:
             driver_version=self._facts.driver_version,
             hostname=self._facts.hostname,
             dry_run=self._facts.dry_run,
-            gpus=tuple(self._gpu(uuid, state.gpus[uuid], now_ns, about) for uuid in self._gpus),
+            gpus=tuple(self._gpu(uuid, state.gpus[uuid], now_ns, about(uuid)) for uuid in self._gpus),
             watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
             kernel=_kernel(ledger),
             guardian_restarts=self._guardian_restarts,
             waiting=self._facts.waiting(),
+            paused=paused,
+            ungoverned=self._facts.ungoverned(),
+            transitions=tuple(self._transitions),
         )
 
     def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:
         mine = self._gpus[uuid]
-        account = energy.observe_state(mine.account, public_state(gpu), now_ns)  # up to this moment
+        public = public_state(gpu)
+        account = energy.observe_state(mine.account, public, now_ns)  # up to this moment
         return GpuSnapshot(
             identity=mine.identity,
-            state=str(public_state(gpu)),
+            state=str(public),
             since_ns=mine.since_ns,
             reason=mine.reason,
-            lever=about(uuid)[0],
-            next_ns=gpu.due_ns,
+            lever=about.lever,
+            next_ns=gpu.due_ns if public in NEXT else 0,
+            next=NEXT.get(public, "") if gpu.due_ns else "",
             state_s=account.state_s,
             state_energy_j=account.state_energy_j,
             transitions=dict(mine.transitions),
@@ -326,8 +353,9 @@ class Recorder:
             wake_latency=mine.latencies.freeze(),
             errors=dict(mine.errors),
             remedy=mine.remedy if gpu.distrust else "",
-            holds=about(uuid)[1],
+            holds=about.holds,
             conflict=mine.conflict,
+            intent=about.intent,
         )
 
     def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:

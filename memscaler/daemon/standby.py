@@ -7,12 +7,15 @@ place. A file says that it waits, so that a restart of the service does not open
 
 from __future__ import annotations
 
+import json
 import select
 import signal
 import socket
 import time
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 
 import structlog
@@ -21,24 +24,26 @@ from memscaler import __version__
 from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import SECOND_NS
-from memscaler.core.snapshot import KernelSnapshot, Snapshot
+from memscaler.core.snapshot import KernelSnapshot, Released, Snapshot
 from memscaler.daemon.loop import Ending, SnapshotWanted, StopWanted, has_terminal
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.reload import Reloaded
 from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status
-from memscaler.gpu.journal import BOOT_ID
+from memscaler.gpu.journal import BOOT_ID, read_own
 from memscaler.observe import status
 
 log = structlog.get_logger()
 
-FILE = "released"
+FILE = "released.json"
+MOST_BYTES = 4096  # of the file
 
 
 class Standby:
     """Waits for ResumeWanted or a signal."""
 
-    def __init__(self, settings: Settings, mailbox: Mailbox, notifier: Notifier) -> None:
+    def __init__(self, settings: Settings, mailbox: Mailbox, notifier: Notifier, released: Released) -> None:
+        self._released = released
         self._file = settings.runtime_dir / FILE
         self._dry_run = settings.dry_run
         self._mailbox = mailbox
@@ -47,17 +52,23 @@ class Standby:
         self._ending: Ending | None = None
 
     @staticmethod
-    def want(runtime_dir: Path) -> None:
+    def want(runtime_dir: Path, released: Released) -> None:
         """An operator releases the driver: until somebody resumes, or the machine boots anew."""
-        (runtime_dir / FILE).write_text(BOOT_ID.read_text())
+        (runtime_dir / FILE).write_text(json.dumps({"boot_id": BOOT_ID.read_text().strip(), **asdict(released)}))
 
     @staticmethod
-    def is_wanted(runtime_dir: Path) -> bool:
-        """True if an operator has released the driver and nobody has resumed yet."""
+    def wanted(runtime_dir: Path) -> Released | None:
+        """What an operator has said who released the driver, if nobody has resumed yet."""
         try:
-            return (runtime_dir / FILE).read_text() == BOOT_ID.read_text()
-        except (OSError, ValueError):
-            return False
+            told = json.loads(read_own(runtime_dir / FILE, MOST_BYTES))
+            if told["boot_id"] == BOOT_ID.read_text().strip():
+                since_unix_s = float(told["since_unix_s"])
+                return Released(
+                    str(told["owner"]), str(told["reason"]), since_unix_s if isfinite(since_unix_s) else 0.0
+                )
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            pass
+        return None
 
     def run(self, asker: Future[Document] | None) -> Ending:
         """RESTART: resumed; STOP: a signal. asker: waits for the release."""
@@ -93,7 +104,7 @@ class Standby:
             gpus=(),
             watches=(),
             kernel=KernelSnapshot({}, {}, 0),
-            released=True,
+            released=self._released,
         )
 
     def _hear(self, message: object) -> None:

@@ -189,6 +189,12 @@ class Steering:
         self.end_what_is_over(time.monotonic_ns())
         self._leases.write_again()
 
+    def paused(self) -> HoldSnapshot | None:
+        """The pause that lasts longest, if there is one."""
+        pauses = [lease for lease in self._leases if lease.kind == PAUSE]
+        last = max(pauses, key=Lease.expires_ns, default=None)
+        return None if last is None else HoldSnapshot(last.id, last.owner, last.reason, last.left_s())
+
     def holds_of(self, gpu: str, state: GpuState) -> tuple[HoldSnapshot, ...]:
         """What keeps a GPU awake besides its connections."""
         now_ns = time.monotonic_ns()

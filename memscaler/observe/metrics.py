@@ -87,7 +87,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts
     yield "memscaler_ports_waiting", (), len(snapshot.waiting)
-    yield "memscaler_released", (), snapshot.released
+    yield "memscaler_released", (), snapshot.released is not None
     for gpu in snapshot.gpus:
         yield from _of_gpu(gpu, snapshot)
     index = {gpu.identity.uuid: str(gpu.identity.index) for gpu in snapshot.gpus}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from memscaler.core.model import SECOND_NS
-from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, WatchSnapshot
+from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, Transition, Ungoverned, WatchSnapshot
 
 SCHEMA = 1
 
@@ -18,7 +19,9 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
     names = {gpu.identity.uuid: f"gpu{gpu.identity.index}" for gpu in snapshot.gpus}
     return {
         "schema": SCHEMA,
-        "mode": "released" if snapshot.released else "governing",
+        "mode": _mode(snapshot),
+        "paused": None if snapshot.paused is None else _hold(snapshot.paused),
+        "released": None if snapshot.released is None else asdict(snapshot.released),
         "version": snapshot.version,
         "pid": os.getpid(),
         "uptime_s": round(time.time() - snapshot.started_unix_s, 1),
@@ -28,9 +31,29 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "gpus": [_gpu(gpu, snapshot.at_ns) for gpu in snapshot.gpus],
         "watches": [_watch(watch, names) for watch in snapshot.watches],
         "waiting": [{"watch": watch, "reason": reason} for watch, reason in snapshot.waiting.items()],
+        "ungoverned": [_ungoverned(each) for each in snapshot.ungoverned],
+        "transitions": [_transition(each, names) for each in snapshot.transitions],
         "rivals": [],
         "notices": list(snapshot.kernel.notices),
     }
+
+
+def _mode(snapshot: Snapshot) -> str:
+    if snapshot.released is not None:
+        return "released"
+    return "governing" if snapshot.paused is None else "paused"
+
+
+def _ungoverned(ungoverned: Ungoverned) -> dict[str, Any]:
+    gpu = ungoverned.identity
+    whom = {"gpu": f"gpu{gpu.index}", "uuid": gpu.uuid, "pci_bus_id": gpu.pci_bus_id, "name": gpu.name}
+    return {**whom, "reason": ungoverned.reason}
+
+
+def _transition(transition: Transition, names: Mapping[str, str]) -> dict[str, Any]:
+    at_unix_s, gpu = round(transition.at_unix_s, 3), names.get(transition.gpu, transition.gpu)
+    moved = {"was": transition.was, "state": transition.state, "reason": transition.reason}
+    return {"at_unix_s": at_unix_s, "gpu": gpu, **moved}
 
 
 def _gpu(gpu: GpuSnapshot, now_ns: int) -> dict[str, Any]:
@@ -45,12 +68,16 @@ def _gpu(gpu: GpuSnapshot, now_ns: int) -> dict[str, Any]:
         "reason": gpu.reason,
         "remedy": gpu.remedy,
         "lever": gpu.lever,
+        "next": gpu.next,
         "next_in_s": _seconds(gpu.next_ns - now_ns) if gpu.next_ns else None,
         "power_w": reading and reading.power_w,
         "memory_clock_mhz": reading and reading.memory_clock_mhz,
         "graphics_clock_mhz": reading and reading.graphics_clock_mhz,
         "pstate": reading and reading.pstate,
         "utilization_ratio": reading and reading.utilization_ratio,
+        "temperature_c": reading and reading.temperature_c,
+        "sampled_s": None if reading is None else _seconds(now_ns - reading.at_ns),
+        "intent": None if gpu.intent is None else asdict(gpu.intent),
         "holds": [_hold(hold) for hold in gpu.holds],
         "conflict": gpu.conflict,
         "errors": dict(gpu.errors),

@@ -471,6 +471,7 @@ BUSY = {
             "reason": "",
             "remedy": "",
             "lever": "memory-clock",
+            "next": "",
             "next_in_s": None,
             "power_w": 18.25,
             "memory_clock_mhz": 405,
@@ -486,7 +487,8 @@ BUSY = {
             "reason": "held by an operator",
             "remedy": "",
             "lever": "graphics-clock",
-            "next_in_s": 7000.0,
+            "next": "",
+            "next_in_s": None,
             "power_w": 61.0,
             "memory_clock_mhz": 1593,
             "holds": [
@@ -505,6 +507,7 @@ BUSY = {
             "reason": "the driver does not return from apply",
             "remedy": "reset the GPU: nvidia-smi --gpu-reset -i 2; it is tried again in between",
             "lever": "",
+            "next": "",
             "next_in_s": None,
             "power_w": None,
             "memory_clock_mhz": None,
@@ -538,6 +541,10 @@ BUSY = {
     "waiting": [{"watch": "8082@container:web", "reason": "no such container"}],
     "rivals": [{"name": "nvidia-pstated", "pid": 77, "what": "changes performance states"}],
     "notices": ["no kernel BTF"],
+    "paused": None,
+    "released": None,
+    "ungoverned": [],
+    "transitions": [],
 }
 
 
@@ -581,10 +588,24 @@ notice: no kernel BTF
 
 def test_status_of_a_daemon_that_has_let_go(folder, loop):
     """What to do stands at the top."""
-    loop.answer = lambda _: {**STATUS, "mode": "released", "dry_run": True, "driver_version": ""}
+    released = {"owner": "alice", "reason": "driver 580", "since_unix_s": time.time() - 3600}
+    loop.answer = lambda _: {**STATUS, "mode": "released", "released": released, "dry_run": True, "driver_version": ""}
     assert memscaler(folder, "status").stdout == (
         "memscaler 1.2.3 has let go of the driver, dry run: no GPU is touched; up 1d 2h, pid 123\n"
+        "      by alice: driver 580, 1h ago\n"
         "      REMEDY: `memscaler resume` when the driver is back\n"
+    )
+
+
+def test_status_of_a_pause_and_of_gpus_that_are_left_alone(folder, loop):
+    """A pause is no hold: it stands at the top, with who and until when."""
+    paused = {"id": "5eed", "owner": "root", "reason": "benchmark", "expires_in_s": 60.0}
+    alone = [{"gpu": "gpu1", "uuid": "GPU-1", "pci_bus_id": "", "name": "T4", "reason": "no watch names it"}]
+    loop.answer = lambda _: {**STATUS, "mode": "paused", "paused": paused, "ungoverned": alone, "notices": []}
+    assert memscaler(folder, "status").stdout == (
+        "memscaler 1.2.3 is paused; up 1d 2h, pid 123, driver 570.86.15\n"
+        "      by root: benchmark, 1m left, id 5eed; `memscaler resume` ends it\n\n"
+        "left alone: gpu1 T4: no watch names it\n"
     )
 
 
@@ -602,7 +623,7 @@ def hostile(value):
             return {key: hostile(each) for key, each in value.items()}
         case list():
             return [hostile(each) for each in value]
-        case str() if value not in ("governing", "released"):
+        case str() if value not in ("governing", "paused", "released"):
             return value + "\x1b[2J\nmemscaler: all is well\u202e\udcff"
     return value
 

@@ -1,10 +1,11 @@
-"""Journals and leases that somebody has tampered with: read as what they are, or not at all; nothing else is touched."""
+"""Journals, leases and notes of a release that somebody has tampered with: read as what they are, or not at all; nothing else is touched."""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memscaler.core.errors import PermissionMissing
-from memscaler.core.snapshot import Identity
+from memscaler.core.snapshot import Identity, Released
 from memscaler.daemon.leases import FILE, MAX_LEASES, MAX_REASON, Leases
+from memscaler.daemon.standby import FILE as RELEASED
+from memscaler.daemon.standby import Standby
 from memscaler.gpu.journal import BOOT_ID, PATTERN, UNKNOWN_LEVER, Journal
 from tests.fuzz.cases import case, fuzzed, json_like, mutated
 
@@ -32,6 +35,7 @@ ENTRY = {
 LEASE = {
     "id": "5eed5eed", "kind": "hold", "gpus": ["GPU-a"], "owner": "root", "reason": "x", "expires_s": None, "pid": 0, "pid_started": 0,
 }  # fmt: skip
+NOTE = {"boot_id": BOOT, "owner": "root", "reason": "driver 580", "since_unix_s": 1.7e9}
 DOCUMENT = {"boot_id": BOOT, "leases": [LEASE]}
 WORDS = [
     b"null",
@@ -74,6 +78,10 @@ entries = st.builds(
         st.sampled_from(sorted(ENTRY)), json_like([ELSEWHERE, f"../outside/{ELSEWHERE}", "405"]), max_size=2
     ),
 ) | mutated([json.dumps(ENTRY).encode()], WORDS)
+notes = st.builds(
+    lambda keys: _with(NOTE, keys),
+    st.dictionaries(st.sampled_from(sorted(NOTE)), json_like([BOOT, "root"]), max_size=2),
+) | mutated([json.dumps(NOTE).encode()], WORDS)
 leases = (
     st.builds(
         lambda keys, times: json.dumps(
@@ -102,6 +110,7 @@ def folders(tmp_path_factory):
         json.dumps({**ENTRY, "lever": "secret", "pci_bus_id": "secret"})
     )
     (base / "outside" / FILE).write_text(json.dumps({**DOCUMENT, "leases": [{**LEASE, "owner": "secret"}]}))
+    (base / "outside" / RELEASED).write_text(json.dumps({**NOTE, "owner": "secret"}))
     return base / "inside", base / "outside"
 
 
@@ -215,4 +224,31 @@ def test_leases(folders, kind, data):
             assert list(again) == list(loaded)
             loaded.end([lease.id for lease in loaded])
             assert not list(Leases(inside))
+    assert contents(outside) == before
+
+
+@fuzzed(0.02)
+@given(kind=st.sampled_from(KINDS), data=notes)
+@example(kind="file", data=_with(NOTE, {"since_unix_s": 10**400}))
+@example(kind="file", data=_with(NOTE, {"since_unix_s": float("nan")}))
+@example(kind="file", data=_with(NOTE, {"boot_id": "another"}))
+@example(kind="file", data=b"[" * 100_000)
+@example(kind="fifo", data=b"")
+@example(kind="zeros", data=b"")
+@example(kind="symlink", data=b"")
+def test_note_of_a_release(folders, kind, data):
+    """It is one of this boot, whole, or it is none; and what was written is read again."""
+    inside, outside = folders
+    emptied(inside)
+    before = contents(outside)
+    put(inside / RELEASED, kind, data, outside / RELEASED)
+    with case("release"):
+        wanted = Standby.wanted(inside)
+        assert wanted is None or (kind in ("file", "huge") and math.isfinite(wanted.since_unix_s))
+        assert "secret" not in str(wanted)
+        with contextlib.suppress(OSError):
+            mine = Released("alice", "driver \u0580", 1.5)
+            emptied(inside)
+            Standby.want(inside, mine)
+            assert Standby.wanted(inside) == mine
     assert contents(outside) == before
