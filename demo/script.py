@@ -144,9 +144,11 @@ class Demo:
             name = CARDS[_number(event["gpu"])].name
             why = f" ({event['reason']})" if event["state"] == "unmanaged" else ""
             self._screen.event(f"{name} {event['state']}{why}", "green" if not why else "red")
-        elif event["event"] == "said":  # the guardian, and whatever has no log of its own
-            said = UUID.sub("", event["text"].removeprefix("memscaler guardian: the daemon died; "))
+        elif event["event"] == "guardian.acted":
+            said = UUID.sub("", event["what"].removeprefix("the daemon died; "))
             self._screen.event(f"guardian: {said}", "yellow")
+        elif event["event"] == "said":  # whatever has no log of its own
+            self._screen.event(event["text"], "red")
         elif event.get("level") in ("error", "critical"):
             self._screen.event(f"governor: {event}", "red")
 

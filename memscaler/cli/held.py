@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from memscaler.cli.client import Client
 from memscaler.cli.errors import tell
@@ -21,14 +21,14 @@ PASSED_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQ
 CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-def run_held(runtime_dir: str | None, gpus: Sequence[str], reason: str, command: list[str]) -> int:
-    """Run a command under a hold; its exit status, as shells count it.
+def run_held(runtime_dir: str | None, command: list[str], wanted: Mapping[str, object]) -> int:
+    """Run a command under a hold; its exit status, as shells count it. wanted: gpus, for_s and reason of the hold.
 
     Raise MemscalerError if there is no hold: then the command is not run.
     """
     client = Client(runtime_dir)
     try:
-        with client.held(gpus=gpus, reason=reason):
+        with client.held(**wanted):
             return _run(command)
     except DaemonNotRunning as error:
         raise DaemonNotRunning(str(error), hint="start memscaler, or run the command without hold") from error

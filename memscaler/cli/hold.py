@@ -38,7 +38,9 @@ def hold(
     for_time: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="TIME", help="How long: 90s, 30m, 2h. Default: until unhold, or as long as COMMAND runs."
+            "--for",
+            metavar="TIME",
+            help="How long at most: 90s, 30m, 2h. Default: until unhold, or as long as COMMAND runs.",
         ),
     ] = None,
     reason: Reason = "",
@@ -52,17 +54,18 @@ def hold(
     TERM, HUP and QUIT that this process gets.
     """
     for_s = duration_s("--for", for_time, HINT)
+    wanted = {"gpus": gpus or [], "for_s": for_s, "reason": reason}
     command = context.meta.get(COMMAND)
     if command is None:
-        _hold(runtime_dir, as_json, gpus=gpus or [], for_s=for_s, reason=reason)
+        _hold(runtime_dir, as_json, wanted)
         return
     if not command:
         raise UsageError("no command behind --", hint=HINT)
-    if for_s is not None or as_json:
-        raise UsageError("a hold with a command lasts as long as that, and has no --for and no --json", hint=HINT)
+    if as_json:
+        raise UsageError("with a command, standard output is the command's: no --json", hint=HINT)
     from memscaler.cli.held import run_held
 
-    raise typer.Exit(run_held(runtime_dir, gpus or [], reason, command))
+    raise typer.Exit(run_held(runtime_dir, command, wanted))
 
 
 def unhold(
@@ -87,10 +90,15 @@ def unhold(
         show("nothing was held")
 
 
-def _hold(runtime_dir: str | None, as_json: bool, **wanted: object) -> None:
+def _hold(runtime_dir: str | None, as_json: bool, wanted: dict[str, Any]) -> None:
     from memscaler.cli.client import Client
 
-    document = Client(runtime_dir).change("hold", **wanted)
+    try:
+        document = Client(runtime_dir).change("hold", **wanted)
+    except UsageError as error:
+        if len(wanted["gpus"]) > 1:  # one of them may be meant as a command
+            raise UsageError(str(error), hint=f"{error.hint}; a command to run stands behind --") from error
+        raise
     if as_json:
         print_json(document)
         return

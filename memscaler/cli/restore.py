@@ -11,7 +11,7 @@ import typer
 
 from memscaler.cli.options import Json, RuntimeDir, Simulate, settings_anyway
 
-FAILED, NO_PERMISSION = 1, 4
+FAILED = 1
 
 
 def restore(
@@ -25,6 +25,7 @@ def restore(
 ) -> None:
     """Wake what a memscaler that is gone left parked. May be run any number of times, but not beside a running one."""
     from memscaler.cli.simulated import simulate as start_simulation
+    from memscaler.core.errors import PermissionMissing
     from memscaler.daemon.guardian import JOURNAL
     from memscaler.daemon.lock import refuse_beside_daemon
     from memscaler.gpu.restore import restore_from
@@ -39,5 +40,7 @@ def restore(
         print_json({"ok": report.ok, "gpus": report.gpus})
     else:
         print(report)
+    if report.permission_missing:
+        raise PermissionMissing("you may not wake GPUs")
     if not report.ok:
-        raise typer.Exit(NO_PERMISSION if report.permission_missing else FAILED)
+        raise typer.Exit(FAILED)

@@ -13,6 +13,7 @@ well, behind everybody else: if it rings and the daemon stands still a moment la
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 if __name__ == "__main__":  # a checkout that is not installed; otherwise it is there already
@@ -41,13 +42,20 @@ _STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugg
 class Guardian:
     """The daemon's side: starts the process, and knows when it has died (`pidfd` becomes readable)."""
 
-    def __init__(self, runtime_dir: Path, environment: Mapping[str, str], doorbell: int = -1) -> None:
-        """doorbell: the descriptor that becomes readable when a client comes to a parked GPU; -1: there is none."""
+    def __init__(
+        self, runtime_dir: Path, environment: Mapping[str, str], doorbell: int = -1, *, json_log: bool = False
+    ) -> None:
+        """doorbell: the descriptor that becomes readable when a client comes to a parked GPU; -1: there is none.
+
+        json_log: what it says is for programs, as the daemon's log is.
+        """
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs:
             # -P: modules come from where memscaler is installed, never from the folder that it was started in
-            command = [sys.executable, "-P", __file__, str(theirs.fileno()), str(runtime_dir.absolute()), str(doorbell)]
+            form = "json" if json_log else "text"
+            what = [str(theirs.fileno()), str(runtime_dir.absolute()), str(doorbell), form]
+            command = [sys.executable, "-P", __file__, *what]
             self._process = subprocess.Popen(  # noqa: S603  # our own module, our own interpreter
                 command,
                 pass_fds=[fd for fd in (theirs.fileno(), doorbell) if fd >= 0],
@@ -92,15 +100,16 @@ def main(arguments: list[str]) -> int:
     refuse_loading()
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
+    say = _say_json if arguments[3] == "json" else _say
     said = b""
     with contextlib.suppress(ConnectionError):  # dead already: all the more to do
         channel.send(READY)
-        _wait(channel, doorbell, daemon, runtime_dir)
+        _wait(channel, doorbell, daemon, runtime_dir, say)
         said = channel.recv(16)
-    return 0 if said == GOODBYE else rescue(runtime_dir, "died")
+    return 0 if said == GOODBYE else rescue(runtime_dir, "died", say)
 
 
-def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path) -> None:
+def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path, say: Callable[[str], None]) -> None:
     """Until the daemon says something or has died; meanwhile stand in for it while it stands still."""
     epoll = select.epoll()
     epoll.register(channel, select.EPOLLIN)
@@ -111,7 +120,7 @@ def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path)
             said = select.poll()
             said.register(channel, select.POLLIN)
             if not said.poll(STANDSTILL_S * 1000) and _stands_still(daemon):
-                rescue(runtime_dir, "stands still")
+                rescue(runtime_dir, "stands still", say)
 
 
 def _stands_still(pid: int) -> bool:
@@ -121,7 +130,7 @@ def _stands_still(pid: int) -> bool:
         return False  # it is gone: the channel tells
 
 
-def rescue(runtime_dir: Path, why: str) -> int:
+def rescue(runtime_dir: Path, why: str, say: Callable[[str], None]) -> int:
     """Wake what the journal says is parked; exit status as of `memscaler restore`. why: what the daemon did."""
     end = time.monotonic() + RESTORE_BUDGET_S
     while True:
@@ -129,12 +138,12 @@ def rescue(runtime_dir: Path, why: str) -> int:
             report = restore_from(runtime_dir / JOURNAL, budget_s=end - time.monotonic())
             break
         except MemscalerError as error:
-            _say(f"{error}; run `memscaler restore`")
+            say(f"{error}; run `memscaler restore`")
             if time.monotonic() > end:
                 return error.exit_code
         time.sleep(1)
     for gpu in report.gpus:
-        _say(f"the daemon {why}; {gpu}")
+        say(f"the daemon {why}; {gpu}")
     return 0 if report.ok else 1
 
 
@@ -142,6 +151,16 @@ def _say(what: str) -> None:
     """If anybody listens still: the daemon may have died of its terminal's end, and waking must go on."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"memscaler guardian: {what}\n")
+        sys.stderr.flush()
+
+
+def _say_json(what: str) -> None:
+    """The same as a line of the daemon's log; the journal strips the priority."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    priority = "<4>" if "JOURNAL_STREAM" in os.environ else ""
+    line = json.dumps({"timestamp": at, "level": "warning", "event": "guardian.acted", "what": what})
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{priority}{line}\n")
         sys.stderr.flush()
 
 

@@ -54,6 +54,7 @@ from memscaler.gpu.restore import restore
 from memscaler.kernel import attachment
 from memscaler.kernel.doorbell import Door
 from memscaler.kernel.ledger import Ledger, own_namespace
+from memscaler.observe.log import is_for_people
 from memscaler.observe.server import MetricsServer
 
 CAP_SYS_ADMIN = 21
@@ -139,7 +140,8 @@ def _govern(
         identities = {uuid: each.device.identity for uuid, each in governed.items()}
         journal = Journal(settings.runtime_dir / JOURNAL)
         doorbell = ledger.attachment.fds.get("doorbell", -1)
-        guardian = partial(Guardian, settings.runtime_dir, environment, doorbell)
+        json_log = not is_for_people(settings.log_format)
+        guardian = partial(Guardian, settings.runtime_dir, environment, doorbell, json_log=json_log)
         reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, users, other), mailbox.put)
         loop = Loop(
             Parts(

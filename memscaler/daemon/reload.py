@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from memscaler.config.schema import OPTIONS, Settings
+from memscaler.config.schema import OPTIONS, Option, Settings
 from memscaler.core.errors import ConfigError, MemscalerError
 from memscaler.daemon import targets
 from memscaler.daemon.discovery import Found
@@ -123,20 +123,30 @@ class Reloader:
 
 
 def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
-    """(key, "key: old -> new"); a table of a GPU or a watch is told without its content."""
+    """(key, "key: old -> new") of every setting that is another one now, those of a GPU or a watch too."""
     for option in OPTIONS:
-        old, new = getattr(before, option.field), getattr(after, option.field)
-        if old != new:
-            yield option.key, f"{option.key}: {_plain(old)} -> {_plain(new)}"
-    for what, key in (("gpus", "gpu"), ("ports", "watch")):
+        if (change := _change(option, before, after)) is not None:
+            yield option.key, change
+    for what, table in (("gpus", "gpu"), ("ports", "watch")):
         old, new = getattr(before, what), getattr(after, what)
         for name in {**old, **new}:
-            if old.get(name) != new.get(name):
-                label = name if isinstance(name, str) else f"{name[1]}@{name[0]}"
-                yield key, f"[{key}] {label}: settings of its own"
+            label = name if isinstance(name, str) else f"{name[1]}" + f"@{name[0]}" * bool(name[0])
+            pair = old.get(name, before), new.get(name, after)
+            changes = [
+                _change(option, *pair) for option in OPTIONS if all(hasattr(each, option.field) for each in pair)
+            ]
+            for change in filter(None, changes):
+                yield table, f"[{table}.{label}] {change}"
 
 
-def _plain(value: object) -> str:
+def _change(option: Option, before: object, after: object) -> str | None:
+    old, new = getattr(before, option.field), getattr(after, option.field)
+    return None if old == new else f"{option.key}: {_plain(option, old)} -> {_plain(option, new)}"
+
+
+def _plain(option: Option, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and option.field.endswith("_s"):
+        return f"{value:g}s"
+    return {"True": "true", "False": "false", "None": "off"}.get(str(value), str(value))

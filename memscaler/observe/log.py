@@ -27,7 +27,7 @@ def configure(form: str, level: str, environ: Mapping[str, str], stream: TextIO 
     """Set up structlog for the whole process. form: auto, console or json; level: a key of LEVELS."""
     out = sys.stderr if stream is None else stream
     journal = _is_journal(out, environ)
-    console = form == "console" or (form == "auto" and out.isatty())
+    console = is_for_people(form, out)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -42,6 +42,11 @@ def configure(form: str, level: str, environ: Mapping[str, str], stream: TextIO 
         logger_factory=structlog.WriteLoggerFactory(file=_Forgiving(out)),  # type: ignore[arg-type]  # write and flush
         cache_logger_on_first_use=True,
     )
+
+
+def is_for_people(form: str, stream: TextIO | None = None) -> bool:
+    """Whether a log of this form is text, not JSON."""
+    return form == "console" or (form == "auto" and (sys.stderr if stream is None else stream).isatty())
 
 
 class _Forgiving:

@@ -134,8 +134,7 @@ def test_nothing_was_held(folder, loop):
         (["hold", "--for", "10ms"], "--for: '10ms' is out of range: at least 1 s", "hold"),
         (["pause", "--for", "9999h"], "--for: '9999h' is out of range: at most a year", "pause"),
         (["hold", "gpu0", "--"], "no command behind --", "hold"),
-        (["hold", "--for", "1h", "--", "true"], "a hold with a command lasts as long as that", "hold"),
-        (["hold", "--json", "--", "true"], "a hold with a command lasts as long as that", "hold"),
+        (["hold", "--json", "--", "true"], "with a command, standard output is the command's: no --json", "hold"),
         (["hold", "--for", "0", "--", "true"], "--for: '0' is out of range", "hold"),
     ],
 )

@@ -73,6 +73,9 @@ def test_guardian_killed_is_replaced_and_nothing_parks_meanwhile(tmp_path):
         eventually(lambda: board.locks)
         governor.process.kill()
         eventually(lambda: not board.locks, within_s=SLACK_S)
+        acted = eventually(lambda: governor.events("guardian.acted"))  # in the log's own form
+        assert "the daemon died" in acted[0]["what"]
+        assert "restored" in acted[0]["what"]
 
 
 def test_daemon_and_guardian_killed_together_leave_a_journal_for_restore(tmp_path):

@@ -174,6 +174,14 @@ def test_hold_tied_to_a_command(tmp_path):
             os.kill(pid, signal.SIGKILL)
         done = memscaler("hold", *where, "--", "sh", "-c", "exit 3")
         assert done.returncode == 3, done.stderr
+        process = subprocess.Popen([*command[: command.index("--reason")], "--for", "1s", "--", "sleep", "61"])
+        eventually(lambda: not board.locks)
+        eventually(lambda: board.locks)  # the hold's time is up, the command goes on
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+        for pid in children_named("sleep"):
+            os.kill(pid, signal.SIGKILL)
 
 
 def children_named(name: str) -> list[int]:
@@ -182,7 +190,10 @@ def children_named(name: str) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "cmdline").read_bytes() == f"{name}\0".encode() + b"60\0":
+                if (entry / "cmdline").read_bytes().split(b"\0")[:-1] in (
+                    [name.encode(), b"60"],
+                    [name.encode(), b"61"],
+                ):
                     found.append(int(entry.name))
             except OSError:
                 continue
