@@ -2,8 +2,10 @@
 # Each target installs what it lacks first (tools/setup), which takes no time when nothing is missing.
 
 PY := .venv/bin/python
+# Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
+WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench clean
+.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -14,7 +16,7 @@ demo:  ## a real llama.cpp server, a governor and two simulated GPUs: what it do
 
 test:  ## all tests, on the real kernel with the simulated driver (needs root)
 	@tools/setup test
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --dist loadfile --tx "$(WORKERS)*popen//python=tools/isolated-python" $(ARGS)
 
 test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS="bookworm trixie" (root; an hour)
 	@tools/setup test
@@ -47,6 +49,19 @@ format:  ## write the code the way `make lint` wants it
 bench:  ## the figures of the README, measured on this machine (needs root)
 	@tools/setup test
 	@$(PY) -m bench $(ARGS)
+
+generate:  ## what is made from the code: shell completion, and parts of the manual
+	@tools/setup test
+	@$(PY) -m tools.completions
+	@$(PY) -m tools.manual
+
+man:  ## the manual, for man(1): build/man
+	@tools/setup docs
+	@$(PY) -m tools.manual --roff build/man
+
+docs:  ## the documentation as a site, readable without a network: build/site
+	@tools/setup docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove what was built and installed here
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

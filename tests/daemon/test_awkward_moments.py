@@ -311,6 +311,6 @@ def test_reloads_leak_nothing_and_tell_the_truth(tmp_path):
             with pytest.raises(MemscalerError, match="still being let go of"):
                 operator.change("reload")
             config.write_text(one.replace("200ms", "300ms"))
-            assert operator.change("reload")["changes"] == ["idle_after: 0.2 -> 0.3"], "another GPU is no hindrance"
+            assert operator.change("reload")["changes"] == ["idle_after: 0.2s -> 0.3s"], "another GPU is no hindrance"
             governor.driver.clear_faults()
             eventually(lambda: not board.locks)

@@ -64,7 +64,7 @@ def test_released_outlives_a_restart(tmp_path):
             board = governor.driver.boards[0]
         started_again = governing_released(tmp_path, *arguments)
         try:
-            eventually(lambda: started_again.events("driver.released"))
+            eventually(lambda: started_again.events("driver.released"), within_s=30)
             assert Client(str(tmp_path)).status()["mode"] == "released"
             Client(str(tmp_path)).change("resume")
             eventually(lambda: board.locks)

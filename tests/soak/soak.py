@@ -42,6 +42,7 @@ WARM_S = 6.0
 LONG_S = 120.0  # in less, chance may have it that a board is never left alone
 HASH = "1"  # BPF_MAP_TYPE_HASH
 FAIR_SHARE = 0.35  # of the time in which nobody is there; reloads and new guardians keep boards awake for a while
+QUIET_ENOUGH_MS = 5000  # to be judged: every reload and every start costs a second or two
 PIDFD_GETFD = 438  # on every architecture
 
 
@@ -476,7 +477,8 @@ class Soak:
                 self.violations.append(f"gpu{board} was hardly ever quiet: {quiet.get(board, 0)} ms")
         for board, quiet_ms in {**quiet, "s together": sum(quiet.values())}.items():
             parked_ms = parked.get(board, 0) if board in quiet else sum(parked.values())
-            if quiet_ms >= 5000 and parked_ms < FAIR_SHARE * quiet_ms:
+            enough_ms = QUIET_ENOUGH_MS * (1 if board in quiet else len(quiet))
+            if quiet_ms >= enough_ms and parked_ms < FAIR_SHARE * quiet_ms:
                 self.violations.append(
                     f"gpu{board} parked for {parked_ms} of {quiet_ms} ms in which nothing kept them awake"
                 )
