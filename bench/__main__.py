@@ -16,7 +16,17 @@ from pathlib import Path
 
 from bench.figures import Figure, table
 
-NAMES = ("wake_latency", "footprint", "throughput", "overhead", "bpf_cost", "lost_opens", "stop_time", "restore_time")
+NAMES = (
+    "wake_latency",
+    "footprint",
+    "throughput",
+    "overhead",
+    "bpf_cost",
+    "lost_opens",
+    "stop_time",
+    "restore_time",
+    "cli_start",
+)
 
 
 def parse() -> argparse.Namespace:

@@ -1,8 +1,7 @@
-"""Asking the running daemon: HTTP over its Unix socket, with nothing but the standard library."""
+"""Asking the running daemon: HTTP over its Unix socket."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import struct
@@ -12,10 +11,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from memscaler.cli import http1
 from memscaler.cli.options import settings_anyway
 from memscaler.cli.output import SCHEMA, plain
+from memscaler.config.schema import CONTROL_SOCKET
 from memscaler.core.errors import ConfigError, DaemonNotRunning, MemscalerError, PermissionMissing, UsageError
-from memscaler.daemon.requests import SOCKET
 
 TIMEOUT_S = 20  # the daemon gives up on a request after 5 s, on an answer after 10
 MOST_BYTES = 8 << 20  # of an answer
@@ -36,62 +36,60 @@ class Client:
     """
 
     def __init__(self, runtime_dir: str | None) -> None:
-        self._path = settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / SOCKET
+        self._path = settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / CONTROL_SOCKET
 
     def status(self) -> Document:
         """The status document."""
-        with self._ask("GET", "/v1/status", None) as response:
-            return _document(response.read(MOST_BYTES))
+        with self._ask("GET", "/v1/status", None) as answer:
+            return _document(answer.body.read(MOST_BYTES))
+
+    def verify(self) -> Document:
+        """What is to be set on each GPU against what the driver says, by a fresh look."""
+        with self._ask("GET", "/v1/verify", None) as answer:
+            return _document(answer.body.read(MOST_BYTES))
 
     def change(self, what: str, **wanted: object) -> Document:
         """Ask for a change: the last part of its route, and the body's keys."""
-        with self._ask("POST", f"/v1/{what}", wanted) as response:
-            return _document(response.read(MOST_BYTES))
+        with self._ask("POST", f"/v1/{what}", wanted) as answer:
+            return _document(answer.body.read(MOST_BYTES))
 
     @contextmanager
     def held(self, **wanted: object) -> Iterator[Document]:
         """A hold that lasts as long as the context, or as this process if that is shorter."""
-        with self._ask("POST", "/v1/hold", {**wanted, "tied": True}) as response:
-            yield _document(response.readline(MOST_BYTES))
+        with self._ask("POST", "/v1/hold", {**wanted, "tied": True}) as answer:
+            yield _document(answer.body.readline(MOST_BYTES))
 
-    def _ask(self, method: str, route: str, body: Mapping[str, object] | None) -> http.client.HTTPResponse:
+    def _ask(self, method: str, route: str, body: Mapping[str, object] | None) -> http1.Answer:
         """The beginning of a good answer, which keeps the connection open until it is closed."""
-        connection = _UnixConnection(self._path)
-        connection.connect()
+        connection = _connected(self._path)
         try:
             with suppress(BrokenPipeError):  # it has answered before it has read everything
-                connection.request(method, route, None if body is None else json.dumps(body))
-            response = connection.getresponse()
-            if response.status == HTTPStatus.OK:
-                return response
-            with response:
-                refusal = _refusal(response.status, response.read(MOST_BYTES))
-        except (OSError, http.client.HTTPException) as error:
+                http1.send(connection, method, route, None if body is None else json.dumps(body).encode())
+            answer = http1.receive(connection)
+            if answer.status == HTTPStatus.OK:
+                return answer
+            with answer:
+                refusal = _refusal(answer.status, answer.body.read(MOST_BYTES))
+        except (OSError, http1.BadAnswer) as error:
             hint = "see its log; `systemctl status memscaler` tells whether it lives"
             raise MemscalerError("the daemon does not answer", hint=hint) from error
         finally:
-            connection.close()
+            connection.close()  # the answer keeps it open for itself
         raise refusal
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        """Raise MemscalerError with what to do."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Python's own timeout would make a full queue an error at once; unix(7), EAGAIN
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT_S, 0))
-        try:
-            self.sock.connect(str(self._path))
-        except OSError as error:
-            self.close()
-            raise _unreachable(self._path, error) from error
-        self.sock.settimeout(TIMEOUT_S)
+def _connected(path: Path) -> socket.socket:
+    """Raise MemscalerError with what to do."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Python's own timeout would make a full queue an error at once; unix(7), EAGAIN
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT_S, 0))
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise _unreachable(path, error) from error
+    connection.settimeout(TIMEOUT_S)
+    return connection
 
 
 def _unreachable(path: Path, error: OSError) -> MemscalerError:

@@ -9,36 +9,52 @@ from typing import Annotated, NoReturn
 import typer
 
 from memscaler import __version__
-from memscaler.cli import gpus, hold, ports, restore, run, status, steer
 from memscaler.cli.errors import exit_with
+from memscaler.cli.lazy import PLAIN, Entry, LazyGroup
+from memscaler.cli.quick import convert_quickly
 
+# Every command, in the order of the help. What a line names is imported when its command is used: so a new command is
+# a new line here, and whatever it needs costs the others nothing. A group is a line, too, with its typer.Typer.
+# Afterwards `make generate` writes the shell completion and the manual anew; a test compares them.
+COMMANDS = {
+    "run": Entry("memscaler.cli.run:run", "Park quiet GPUs, wake them when a client connects."),
+    "gpus": Entry("memscaler.cli.gpus:gpus", "Show the GPUs and what parking would do."),
+    "ports": Entry("memscaler.cli.ports:ports", "Show the servers that listen, their GPUs and what would be watched."),
+    "restore": Entry("memscaler.cli.restore:restore", "Wake what a memscaler that is gone left parked."),
+    "status": Entry("memscaler.cli.status:status", "Show what the running daemon does, and why.", "StatusCommand"),
+    "top": Entry("memscaler.cli.top:top", "Watch GPUs live, and steer them by keyboard."),
+    "verify": Entry("memscaler.cli.verify:verify", "Check that every GPU is as memscaler means it to be."),
+    "hold": Entry("memscaler.cli.hold:hold", "Keep GPUs awake: for a time, or while a command runs.", "HoldCommand"),
+    "unhold": Entry("memscaler.cli.hold:unhold", "End holds."),
+    "park": Entry("memscaler.cli.steer:park", "Park GPUs now."),
+    "pause": Entry("memscaler.cli.steer:pause", "Keep every GPU awake."),
+    "resume": Entry("memscaler.cli.steer:resume", "Govern again, after pause or release."),
+    "release": Entry("memscaler.cli.steer:release", "Let go of the driver, for its upgrade."),
+    "reload": Entry("memscaler.cli.steer:reload", "Read the configuration anew."),
+    "doctor": Entry("memscaler.cli.doctor:doctor", "Check whether this machine has what it takes, and what to do."),
+    "config": Entry("memscaler.cli.config:app", "Begin, check and show the configuration."),
+    "help": Entry("memscaler.cli.help:show_help", "Show the help of a command."),
+}
 EPILOG = (
     "Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon not running, 4 no permission, 69 no usable kernel feature or GPU, "
     "78 bad configuration. "
     "MEMSCALER_DEBUG=1 shows tracebacks."
 )
 
+
+class _Memscaler(LazyGroup):
+    table = COMMANDS
+
+
 app = typer.Typer(
     name="memscaler",
+    cls=_Memscaler,
     help="Parks the GPUs of quiet LLM servers in their lowest power state, and wakes them when a client connects.",
     epilog=EPILOG,
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **PLAIN,  # the completion is in files (completions/), which start no python
 )
-app.command("run", short_help="Park quiet GPUs, wake them when a client connects.")(run.run)
-app.command("gpus", short_help="Show the GPUs and what parking would do.")(gpus.gpus)
-app.command("ports", short_help="Show the servers that listen, their GPUs and what would be watched.")(ports.ports)
-app.command("restore", short_help="Wake what a memscaler that is gone left parked.")(restore.restore)
-app.command("status", short_help="Show what the running daemon does, and why.")(status.status)
-app.command("hold", cls=hold.HoldCommand, short_help="Keep GPUs awake: for a time, or while a command runs.")(hold.hold)
-app.command("unhold", short_help="End holds.")(hold.unhold)
-app.command("park", short_help="Park GPUs now.")(steer.park)
-app.command("pause", short_help="Keep every GPU awake.")(steer.pause)
-app.command("resume", short_help="Govern again, after pause or release.")(steer.resume)
-app.command("release", short_help="Let go of the driver, for its upgrade.")(steer.release)
-app.command("reload", short_help="Read the configuration anew.")(steer.reload)
 
 
 def _version(wanted: bool) -> None:
@@ -70,6 +86,7 @@ def _open_streams() -> None:
 def main() -> NoReturn:
     """Run the command line of this process, and exit."""
     _open_streams()
+    convert_quickly()
     with exit_with():
-        app()
+        app(prog_name="memscaler")  # also as `python -m memscaler`
     sys.exit(0)

@@ -22,13 +22,25 @@ def setting(key: str, *names: str, metavar: str = "") -> Any:
 
 def settings_anyway(flags: Mapping[str, object]) -> Settings:
     """The settings, without the configuration file if that is broken or may not be read."""
-    from memscaler.config.load import load, without_file
+    from memscaler.config.load import load
     from memscaler.core.errors import ConfigError, PermissionMissing
 
     try:
         return load(flags, os.environ)
     except (ConfigError, PermissionMissing, OSError):
+        return settings_without_file(flags)
+
+
+def settings_without_file(flags: Mapping[str, object]) -> Settings:
+    """If a variable is wrong, without all of them but those that tell where and with which driver memscaler runs."""
+    from memscaler.config.load import without_file
+    from memscaler.core.errors import ConfigError
+
+    try:
         return without_file(flags, os.environ)
+    except ConfigError:
+        needed = (name for key in ("runtime_dir", "simulate") for name in BY_KEY[key].env)
+        return without_file(flags, {name: os.environ[name] for name in needed if name in os.environ})
 
 
 Config = Annotated[
@@ -41,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Gpus = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[GPU]...",
+        metavar="GPU",
         help="gpu0 or 0, a beginning of its UUID, or its PCI address. Default: all.",
         show_default=False,
     ),

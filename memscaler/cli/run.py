@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 from memscaler.cli.govern import become_governor
 from memscaler.cli.options import Config, RuntimeDir, Simulate, setting
+from memscaler.config.environment import unknown
 from memscaler.config.load import load
 
 
@@ -45,4 +47,6 @@ def run(
         "loader_python": loader_python,
     }
     load(flags, os.environ, config)  # whatever is wrong is said here, before anything is started
+    for sentence in unknown(os.environ):
+        print(f"warning: {sentence}", file=sys.stderr)
     become_governor(flags, config)

@@ -1,129 +1,88 @@
-"""`memscaler status`: what the running daemon knows, for people."""
+"""`memscaler status`: what the running daemon knows, for people and for programs; once, or again and again."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from memscaler.cli.options import Json, RuntimeDir
-from memscaler.cli.output import columns, labelled, plain, print_json, show, span
+import typer
+from typer.core import TyperCommand
 
-COOLING, IF_QUIET = "cooling", ", if it stays quiet"
-NONE = "-"
-SCOPE_WIDTH = 24
-MOST_GPUS = 2
-RESUME = "`memscaler resume` when the driver is back"
-JOULES_PER_WH = 3600.0
-WH_PER_KWH = 1000.0
+from memscaler.cli.options import Gpus, Json, RuntimeDir
 
-Entry = Mapping[str, Any]
+USUAL = "2s"
+SHORTEST_S = 0.2
+HINT = "see `memscaler status --help`"
+_TIME = re.compile(r"[0-9.]+(ms|s|m|h)?")
 
 
-def status(runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
-    """Show what the daemon does now: the GPUs, since when and why, holds, ports, and what needs an operator.
+class StatusCommand(TyperCommand):
+    """--watch may stand without its time: typer has no such options."""
 
-    POWER and MEMORY are those of the last sample, in watts and MHz; SAVED is an estimate since the daemon's start.
-    For root and members of group memscaler.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the usual time behind a --watch that has none."""
+        told: list[str] = []
+        for at, arg in enumerate(args):
+            told.append(arg)
+            if arg in ("--watch", "-w") and not _TIME.fullmatch("".join(args[at + 1 : at + 2])):
+                told.append(USUAL)
+        return super().parse_args(ctx, told)
+
+
+def status(
+    gpus: Gpus = None,
+    watch: Annotated[
+        str | None,
+        typer.Option("--watch", "-w", metavar="[TIME]", help="Again every TIME (2s) until Ctrl-C.", show_default=False),
+    ] = None,
+    runtime_dir: RuntimeDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the daemon does now: the GPUs, why and since when, what comes next, ports, what needs an operator.
+
+    POWER and clocks are a second old at most; SAVED is an estimate, on this day and since the state directory is there.
+    For root and members of group memscaler. With --json and --watch every line is a document.
     """
+    from memscaler.cli import redraw
+    from memscaler.cli.chosen import chosen
     from memscaler.cli.client import Client
+    from memscaler.cli.output import print_json, show
+    from memscaler.cli.paint import paint
+    from memscaler.cli.report import report
 
-    document = Client(runtime_dir).status()
-    if as_json:
-        print_json(document)
+    client, names, colour = Client(runtime_dir), gpus or [], paint()
+
+    def look() -> dict[str, Any]:
+        return _only(client.status(), names, chosen)
+
+    if watch is not None:
+        every_s = _every_s(watch)
+        redraw.again(every_s, look, None if as_json else lambda told, width: report(told, colour, width))
+    elif as_json:
+        print_json(look())
     else:
-        show(_text(document))
+        show(report(look(), colour, redraw.width()))
 
 
-def _text(document: Entry) -> str:
-    gpus, watches = document["gpus"], document["watches"]
-    parts = ["\n".join(_headline(document))]
-    if gpus:
-        parts.append(columns([("GPU", "STATE", "SINCE", "LEVER", "POWER", "MEMORY", "SAVED"), *map(_gpu_row, gpus)]))
-        parts += ["\n".join(lines) for lines in map(_gpu_details, gpus) if len(lines) > 1]
-    if watches:
-        parts.append(
-            columns([("PORT", "SCOPE", "GPUS", "OPEN", "SILENT", "IDLE", "SERVER"), *map(_watch_row, watches)])
-        )
-    parts.append("\n".join(_remarks(document)))
-    return "\n\n".join(filter(None, parts))
+def _every_s(text: str) -> float:
+    from memscaler.config import values
+    from memscaler.core.errors import UsageError
+
+    try:
+        return values.duration_s(SHORTEST_S)(text)
+    except ValueError as error:
+        raise UsageError(f"--watch: {error}", hint=HINT) from error
 
 
-def _headline(document: Entry) -> list[str]:
-    does = {"released": "has let go of the driver", "paused": "is paused"}.get(document["mode"], "governs")
-    dry = ", dry run: no GPU is touched" if document["dry_run"] else ""
-    life = f"up {span(document['uptime_s'])}, pid {plain(document['pid'])}"
-    driver = f", driver {plain(document['driver_version'])}" if document["driver_version"] else ""
-    lines = [f"memscaler {plain(document['version'])} {does}{dry}; {life}{driver}"]
-    if document["mode"] == "paused":
-        return lines + labelled("by", f"{_hold(document['paused'])}; `memscaler resume` ends it")
-    if document["mode"] == "released":
-        return lines + labelled("by", _released(document["released"])) + labelled("REMEDY:", RESUME)
-    return lines
-
-
-def _released(released: Entry) -> str:
-    reason = f": {plain(released['reason'])}" if released["reason"] else ""
-    return f"{plain(released['owner'])}{reason}, {span(time.time() - released['since_unix_s'])} ago"
-
-
-def _gpu_row(gpu: Entry) -> Sequence[str]:
-    power_w, memory_mhz = gpu["power_w"], gpu["memory_clock_mhz"]
-    return (
-        plain(gpu["gpu"]),
-        plain(gpu["state"]),
-        span(gpu["since_s"]),
-        plain(gpu["lever"] or NONE),
-        NONE if power_w is None else f"{power_w:.1f} W",
-        NONE if memory_mhz is None else f"{memory_mhz} MHz",
-        _energy(gpu["energy_saved_j"]),
-    )
-
-
-def _gpu_details(gpu: Entry) -> list[str]:
-    lines = [f"{plain(gpu['gpu'])}  {plain(gpu['name'])}"]
-    lines += labelled("why:", plain(gpu["reason"]))
-    if gpu["next_in_s"] is not None:
-        lines += labelled("next:", f"{gpu['next']} in {span(gpu['next_in_s'])}" + IF_QUIET * (gpu["state"] == COOLING))
-    for hold in gpu["holds"]:
-        lines += labelled("held by", _hold(hold))
-    lines += labelled("conflict:", plain(gpu["conflict"]))
-    return lines + labelled("REMEDY:", plain(gpu["remedy"]))
-
-
-def _hold(hold: Entry) -> str:
-    left_s = hold["expires_in_s"]
-    parts = [plain(hold["owner"]) + (f": {plain(hold['reason'])}" if hold["reason"] else "")]
-    parts.append("until it is ended" if left_s is None else f"{span(left_s)} left")
-    return ", ".join([*parts, f"id {plain(hold['id'])}"] if hold["id"] else parts)
-
-
-def _watch_row(watch: Entry) -> Sequence[str]:
-    scope, gpus = plain(watch["scope"] or "host"), watch["gpus"]
-    return (
-        plain(watch["port"]),
-        scope if len(scope) <= SCOPE_WIDTH else scope[: SCOPE_WIDTH - 3] + "...",
-        (",".join(map(plain, gpus)) or NONE) if len(gpus) <= MOST_GPUS else f"{len(gpus)} GPUs",
-        plain(watch["connections"]),
-        plain(watch["silent"]),
-        span(watch["idle_s"]),
-        plain(watch["server"] or NONE),
-    )
-
-
-def _remarks(document: Entry) -> list[str]:
-    lines = [f"left alone: {_named(each)}: {plain(each['reason'])}" for each in document["ungoverned"]]
-    lines += [f"waiting: {plain(each['watch'])}: {plain(each['reason'])}" for each in document["waiting"]]
-    lines += [
-        f"rival: {plain(each['name'])} (pid {plain(each['pid'])}): {plain(each['what'])}" for each in document["rivals"]
-    ]
-    return lines + [f"notice: {plain(notice)}" for notice in document["notices"]]
-
-
-def _named(gpu: Entry) -> str:
-    return " ".join(map(plain, filter(None, (gpu["gpu"], gpu["name"]))))
-
-
-def _energy(joules: float) -> str:
-    hours = joules / JOULES_PER_WH
-    return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
+def _only(document: dict[str, Any], names: list[str], choose: Any) -> dict[str, Any]:
+    """What concerns these GPUs. Raise UsageError for one that is not there."""
+    if not names:
+        return document
+    known = [*document["gpus"], *document["ungoverned"]]
+    meant = choose(names, known)
+    labels = {gpu["gpu"] for gpu in meant}
+    document["gpus"] = [gpu for gpu in document["gpus"] if gpu in meant]
+    document["ungoverned"] = [gpu for gpu in document["ungoverned"] if gpu in meant]
+    document["watches"] = [watch for watch in document["watches"] if labels & set(watch["gpus"])]
+    document["transitions"] = [each for each in document["transitions"] if each["gpu"] in labels]
+    return document

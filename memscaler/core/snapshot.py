@@ -90,7 +90,9 @@ class GpuSnapshot:
 
     remedy: what an operator can do about an `unmanaged` GPU, "" if nothing is known. next_ns: when its state may change
     by itself (CLOCK_MONOTONIC), 0: only if something happens; next: to what, in words ("parked", "trusted again").
-    conflict: what another program did to its clocks. intent: None while nothing is set.
+    conflict: what another program did to its clocks. intent: None while nothing is set. energy_saved_j: since the
+    start; saved_today_j: on this local day, saved_total_j: over restarts. power: the last readings, as
+    (CLOCK_MONOTONIC in ns, watts), the latest one last.
     """
 
     identity: Identity
@@ -114,6 +116,9 @@ class GpuSnapshot:
     holds: tuple[HoldSnapshot, ...] = ()
     conflict: str = ""
     intent: Intent | None = None
+    saved_today_j: float = 0.0
+    saved_total_j: float = 0.0
+    power: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +179,5 @@ class Snapshot:
     ungoverned: tuple[Ungoverned, ...] = ()
     transitions: tuple[Transition, ...] = ()
     """The last changes of states, the latest one last."""
+    saved_since_unix_s: float | None = None
+    """Since when `saved_total_j` is counted; None: nobody counts."""

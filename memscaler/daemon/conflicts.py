@@ -58,7 +58,7 @@ class Conflicts:
 
         An answer only if two samples in a row, AGAIN_NS apart, say the same.
         """
-        moved = "" if lever is None else _moved(lever, reading)
+        moved = "" if lever is None else moved_from(lever.name, lever.target, reading)
         if not self._is_sure(gpu, moved, reading):
             return None
         pause_s = min(self.pause_s * 2 ** min(self._count[gpu], 30), LONGEST_S)
@@ -70,15 +70,13 @@ class Conflicts:
 
         clocks_mhz: the memory clocks that it supports.
         """
-        seen_mhz, works = reading.memory_clock_mhz, (reading.utilization_ratio or 0) >= AT_WORK
-        slow = works and len(clocks_mhz) > 1 and seen_mhz is not None and seen_mhz <= min(clocks_mhz) * TOLERANCE
+        slow = kept_slow(clocks_mhz, reading)
         if not slow:
             self._told.discard(gpu)
-        sentence = f"it works with its memory clock at {seen_mhz} MHz, its lowest, and memscaler has not lowered it"
-        if not self._is_sure(gpu, sentence if slow and gpu not in self._told else "", reading):
+        if not self._is_sure(gpu, slow if gpu not in self._told else "", reading):
             return ""
         self._told.add(gpu)
-        return sentence
+        return slow
 
     def _is_sure(self, gpu: str, suspicion: str, reading: GpuReading) -> bool:
         """True for the second sample in a row, AGAIN_NS after the first."""
@@ -92,13 +90,22 @@ class Conflicts:
         return False
 
 
-def _moved(lever: Lever, reading: GpuReading) -> str:
-    if lever.name == MEMORY_CLOCK:
-        return _clock("memory clock", lever.target, reading.memory_clock_mhz)
-    if lever.name == GRAPHICS_CLOCK:
-        return _clock("graphics clock", lever.target, reading.graphics_clock_mhz)
-    if lever.name == PSTATE and reading.pstate is not None and reading.pstate < lever.target:
-        return f"the performance state is P{reading.pstate}, and was set to P{lever.target}"
+def kept_slow(clocks_mhz: Sequence[int], reading: GpuReading) -> str:
+    """About a GPU on which nothing of ours is set: a sentence if it works with its clocks down, else ""."""
+    seen_mhz, works = reading.memory_clock_mhz, (reading.utilization_ratio or 0) >= AT_WORK
+    if not works or len(clocks_mhz) < 2 or seen_mhz is None or seen_mhz > min(clocks_mhz) * TOLERANCE:  # noqa: PLR2004  # one clock is no choice
+        return ""
+    return f"it works with its memory clock at {seen_mhz} MHz, its lowest, and memscaler has not lowered it"
+
+
+def moved_from(lever: str, target: int, reading: GpuReading) -> str:
+    """About a parked GPU: a sentence if it is not where this lever has put it, else "". Unknown clocks say nothing."""
+    if lever == MEMORY_CLOCK:
+        return _clock("memory clock", target, reading.memory_clock_mhz)
+    if lever == GRAPHICS_CLOCK:
+        return _clock("graphics clock", target, reading.graphics_clock_mhz)
+    if lever == PSTATE and reading.pstate is not None and reading.pstate < target:
+        return f"the performance state is P{reading.pstate}, and was set to P{target}"
     return ""
 
 

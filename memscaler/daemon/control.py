@@ -3,7 +3,7 @@
 Who asks is what the kernel says about the other end (SO_PEERCRED, SO_PEERGROUPS), as of the moment it connected:
 
     uid 0 and the daemon's own    everything
-    members of group memscaler    the status
+    members of group memscaler    what changes nothing
     others                        nothing; the file's mode keeps them out as well
 
 Nothing here waits for the governor but the one who asked. Times are bounded (request 5 s, answer 10 s, reading it 5 s),
@@ -38,13 +38,13 @@ from memscaler.core.errors import ConfigError, MemscalerError, PermissionMissing
 from memscaler.daemon import http1
 from memscaler.daemon.http1 import Refused
 from memscaler.daemon.requests import (
+    READS,
     ROUTES,
     Asked,
     Document,
     HoldWanted,
     Peer,
     Request,
-    Status,
     TiedEnded,
     parse,
 )
@@ -212,10 +212,10 @@ class ControlServer:
         kind = ROUTES.get(head.path)
         if kind is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such route", hint=f"known: {', '.join(ROUTES)}")
-        method = "GET" if kind is Status else "POST"
+        method = "GET" if kind in READS else "POST"
         if head.method != method:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{head.path} wants {method}")
-        if kind is not Status and rank < Rank.CHANGE:
+        if kind not in READS and rank < Rank.CHANGE:
             raise PermissionMissing("only root may change anything", hint="sudo memscaler ...")
         request = parse(kind, await http1.read_body(reader, head))
         tied = isinstance(request, HoldWanted) and request.tied
@@ -224,7 +224,7 @@ class ControlServer:
         return request
 
     def _post(self, request: Request, peer: Peer) -> Future[Document]:
-        if not isinstance(request, Status):
+        if not isinstance(request, READS):
             log.info("control.asked", what=_what(request), user=peer.name, pid=peer.pid, **asdict(request))
         answer: Future[Document] = Future()
         self._ask(Asked(request, peer, answer))

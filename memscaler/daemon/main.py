@@ -25,23 +25,27 @@ import structlog
 
 from memscaler import __version__, resources
 from memscaler.config.schema import Settings
-from memscaler.core.errors import GpuError, KernelUnavailable, MemscalerError, PermissionMissing, UsageError
+from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import Identity, Snapshot, Ungoverned
 from memscaler.daemon import discovery, lock, privileges, targets
+from memscaler.daemon.answers import SnapshotWanted
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.control import ControlServer
 from memscaler.daemon.discovery import Found
+from memscaler.daemon.fleet import Equipped
 from memscaler.daemon.guardian import JOURNAL, Guardian
 from memscaler.daemon.leases import Leases
-from memscaler.daemon.loop import Ending, Loop, Parts, SnapshotWanted, StopWanted, has_terminal
+from memscaler.daemon.loop import Ending, Loop, Parts
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
 from memscaler.daemon.reload import Reloader
 from memscaler.daemon.requests import SOCKET, Document
+from memscaler.daemon.savings import Savings
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
+from memscaler.daemon.signals import StopWanted, has_terminal
 from memscaler.daemon.standby import Standby
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.watching import Watching
@@ -53,7 +57,7 @@ from memscaler.gpu.reports import ActuatorPolicy
 from memscaler.gpu.restore import restore
 from memscaler.kernel import attachment
 from memscaler.kernel.doorbell import Door
-from memscaler.kernel.ledger import Ledger, own_namespace
+from memscaler.kernel.ledger import Ledger, require_sock_diag
 from memscaler.observe.log import is_for_people
 from memscaler.observe.server import MetricsServer
 
@@ -88,11 +92,11 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
     notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, lock.acquire(settings.runtime_dir))
-        _serve_metrics(settings, mailbox, stack)
+        changed = _serve_metrics(settings, mailbox, stack)
         _serve_operators(settings, mailbox, stack)
         ended, asker = Ending.RELEASE, None
         if Standby.wanted(settings.runtime_dir) is None:
-            well, ended, asker = _govern(settings, load, mailbox, notifier)
+            well, ended, asker = _govern(settings, load, mailbox, notifier, changed)
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
                 if ended is not Ending.RESTART or _is_told_to_stop(mailbox):
@@ -119,7 +123,11 @@ def _is_told_to_stop(mailbox: Mailbox) -> bool:
 
 
 def _govern(
-    settings: Settings, load: Callable[[], Settings], mailbox: Mailbox, notifier: Notifier
+    settings: Settings,
+    load: Callable[[], Settings],
+    mailbox: Mailbox,
+    notifier: Notifier,
+    changed: Callable[[], None],
 ) -> tuple[bool, Ending, Future[Document] | None]:
     """(every GPU is awake, what is to follow, who waits for that)."""
     with contextlib.ExitStack() as stack:
@@ -143,13 +151,14 @@ def _govern(
         json_log = not is_for_people(settings.log_format)
         guardian = partial(Guardian, settings.runtime_dir, environment, doorbell, json_log=json_log)
         reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, users, other), mailbox.put)
+        savings = _savings(settings)
         loop = Loop(
             Parts(
                 watching=watching,
                 governed=governed,
                 ledger=ledger,
                 equip=equip,
-                recorder=Recorder(_facts(settings, driver, watching), identities, log),
+                recorder=Recorder(_facts(settings, driver, watching), identities, log, savings, changed),
                 mailbox=mailbox,
                 notifier=notifier,
                 scout=Scout(look, ledger.attachment.fds.get("bulletin", -1), ledger.counters, mailbox.put, learn),
@@ -168,6 +177,7 @@ def _govern(
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         _stay_in_memory()
         well = _loop(loop)
+        savings.close()
         if loop.ending is Ending.RELEASE and loop.released is not None:
             Standby.want(
                 settings.runtime_dir, loop.released
@@ -216,10 +226,7 @@ class _GpuUsers:
 
 def _look(driver: Driver, users: _GpuUsers, settings: Settings) -> tuple[Found, ...]:
     """Which of the watches are there, and which servers; a GPU that does not answer has no servers just now."""
-    contexts: dict[str, frozenset[int]] = {}
-    for device in driver.gpus:
-        with contextlib.suppress(GpuError):
-            contexts[device.identity.uuid] = frozenset(device.processes())
+    contexts = targets.contexts(driver)
     users.pids = frozenset().union(*contexts.values())
     names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
     return discovery.look(
@@ -235,20 +242,16 @@ def _learn(word: ServerWord, watching: Watching) -> None:
 
 
 def _nothing() -> None:
-    """There is nobody to learn from."""
+    """There is nobody to learn from, or to tell."""
 
 
 def _first_look(look: Callable[[], tuple[Found, ...]]) -> tuple[Found, ...]:
     """Raise KernelUnavailable if the kernel cannot be asked for sockets at all."""
+    require_sock_diag()
     try:
-        diag = own_namespace()
-        try:
-            diag.listeners()
-        finally:
-            diag.close()
         return look()
     except OSError as error:
-        raise KernelUnavailable(f"sock_diag does not answer: {error}", hint="modprobe tcp_diag") from error
+        raise KernelUnavailable(f"the servers cannot be looked for: {error}", hint="is /proc mounted?") from error
 
 
 def _check_rights(settings: Settings) -> None:
@@ -294,18 +297,19 @@ def _kernel_side(settings: Settings) -> Iterator[Ledger]:
         attached.close()
 
 
-def _serve_metrics(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitStack) -> None:
-    """Whoever holds the port must not decide whether GPUs are governed: then there are no metrics."""
+def _serve_metrics(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """What to call when a state has changed. Whoever holds the port must not decide whether GPUs are governed."""
     if settings.metrics is None:
-        return
+        return _nothing
     try:
         server = MetricsServer(settings.metrics.host, settings.metrics.port, partial(_ask, mailbox))
     except MemscalerError as error:
         log.error("metrics.failed", err=str(error), hint=error.hint)
-        return
+        return _nothing
     server.start()
     stack.callback(server.stop)
     log.info("metrics.served", address="{}:{}".format(*server.address))
+    return server.changed
 
 
 def _ask(mailbox: Mailbox) -> Future[Snapshot]:
@@ -340,9 +344,15 @@ def _leases(settings: Settings) -> Leases:
     return leases
 
 
+def _savings(settings: Settings) -> Savings:
+    """What simulated boards save is not to be mistaken for money."""
+    pretended = settings.simulate and settings.origins.get("state_dir") == "default"
+    return Savings(settings.runtime_dir if pretended else settings.state_dir, writes=not settings.dry_run)
+
+
 def _equip(
     settings: Settings, driver: Driver, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
-) -> tuple[Actuator, Door | None]:
+) -> Equipped:
     """The thread that parks and wakes a GPU. No door where the kernel cannot ring: then the loop polls for all."""
     doorbell = ledger.attachment.fds.get("doorbell")
     door = None if doorbell is None else Door(doorbell, ledger.counters, ())
@@ -356,7 +366,7 @@ def _equip(
         word.working if word else None,
         reopening=Reopening(driver, governed.settings.lever),
     )
-    return actuator, door
+    return Equipped(actuator, door)
 
 
 def _facts(settings: Settings, driver: Driver, watching: Watching) -> Facts:

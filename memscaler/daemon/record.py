@@ -32,6 +32,7 @@ from memscaler.core.snapshot import (
 )
 from memscaler.core.watch import Quiet
 from memscaler.daemon.rivals import Rival
+from memscaler.daemon.savings import Savings
 from memscaler.gpu.reports import WakeTiming
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
 from memscaler.observe.histogram import Latencies
@@ -65,7 +66,12 @@ class About:
     intent: Intent | None
 
 
+def _nobody() -> None:
+    """Nobody looks."""
+
+
 MOST_TRANSITIONS = 100  # that are told
+MOST_READINGS = 600  # of power, that are told: ten minutes at one a second, which is the most that anybody can ask for
 NEXT = {Public.COOLING: "parked", Public.UNMANAGED: "trusted again"}  # what comes by itself when its time has come
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
 
@@ -100,6 +106,7 @@ class _Gpu:
     latencies: Latencies = field(default_factory=Latencies)
     reading: GpuReading | None = None
     sampled_ns: int = 0
+    power: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_READINGS))
     asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
     failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
 
@@ -108,10 +115,17 @@ class Recorder:
     """Used by the loop's thread only."""
 
     def __init__(
-        self, facts: Facts, identities: Mapping[str, Identity], log: structlog.typing.FilteringBoundLogger
+        self,
+        facts: Facts,
+        identities: Mapping[str, Identity],
+        log: structlog.typing.FilteringBoundLogger,
+        savings: Savings,
+        changed: Callable[[], None] = _nobody,
     ) -> None:
+        """changed: called after every change of a state; must return at once."""
         now_ns = time.monotonic_ns()
-        self._facts = facts
+        self._changed = changed
+        self._facts, self._savings = facts, savings
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus: dict[str, _Gpu] = {}
@@ -128,6 +142,7 @@ class Recorder:
     def let_go(self, uuid: str) -> None:
         """This one is not governed any more."""
         gone = self._gpus.pop(uuid)
+        self._savings.forget_count(uuid)
         self.log.info("gpu.let_go", gpu=f"gpu{gone.identity.index}")
 
     # ---- the governor ---------------------------------------------------------------------------------------------
@@ -156,7 +171,13 @@ class Recorder:
                 self.log.info(
                     "gpu.changed_state", gpu=self._index(uuid), state=str(public), was=str(was), reason=mine.reason
                 )
+        if changed:
+            self._tell_of_change()
         return tuple(changed)
+
+    @telling(None)
+    def _tell_of_change(self) -> None:
+        self._changed()
 
     @telling(None)
     def park_asked(self, uuid: str, seq: int) -> None:
@@ -211,6 +232,9 @@ class Recorder:
         mine = self._gpus[uuid]
         mine.reading, mine.sampled_ns = reading, reading.at_ns
         mine.account = energy.observe_reading(mine.account, reading)
+        if reading.power_w is not None:
+            mine.power.append((reading.at_ns, reading.power_w))
+        self._savings.count(uuid, mine.account.saved_j)
 
     def oldest_sample_ns(self) -> int:
         """The time of the last sample of that GPU whose last sample is oldest."""
@@ -328,12 +352,14 @@ class Recorder:
             paused=paused,
             ungoverned=self._facts.ungoverned(),
             transitions=tuple(self._transitions),
+            saved_since_unix_s=self._savings.since_unix_s,
         )
 
     def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:
         mine = self._gpus[uuid]
         public = public_state(gpu)
         account = energy.observe_state(mine.account, public, now_ns)  # up to this moment
+        today_j, total_j = self._savings.of(uuid)
         return GpuSnapshot(
             identity=mine.identity,
             state=str(public),
@@ -356,6 +382,9 @@ class Recorder:
             holds=about.holds,
             conflict=mine.conflict,
             intent=about.intent,
+            power=tuple(mine.power),
+            saved_today_j=today_j,
+            saved_total_j=total_j,
         )
 
     def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:

@@ -26,6 +26,7 @@ FIXED = frozenset(
         "probe_servers",
         "loader_python",
         "runtime_dir",
+        "state_dir",
         "dry_run",
         "simulate",
         "log_format",

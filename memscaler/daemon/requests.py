@@ -4,6 +4,7 @@ The server (control.py) puts an Asked into the loop's mailbox. The loop fulfils 
 MemscalerError as its exception. The documents:
 
     Status                    the whole state, see docs/operating.md
+    Verify                    what is to be set on each GPU against what the driver says now, see verify.py
     HoldWanted, PauseWanted   {"id", "gpus": ["gpu0"], "expires_in_s": seconds or null}
     UnholdWanted, ResumeWanted   {"ended": [{"id", "owner", "reason"}]}
     ParkWanted                {"gpus": [{"gpu", "state", "reason"}]}, state "parked": it is
@@ -24,9 +25,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from memscaler.config import schema
 from memscaler.core.errors import UsageError
 
-SOCKET = "control.sock"  # in the runtime directory
+SOCKET = schema.CONTROL_SOCKET
 HINT = "see docs/operating.md for what may be asked"
 MOST_GPUS = 64
 NAME_CHARS = 128
@@ -50,6 +52,11 @@ class Peer:
 @dataclass(frozen=True, slots=True)
 class Status:
     """Everything that the daemon knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Whether every GPU is as it is meant to be, by a fresh look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,11 @@ class ReloadWanted:
     """Read the configuration anew."""
 
 
-Request = Status | HoldWanted | UnholdWanted | ParkWanted | PauseWanted | ResumeWanted | ReleaseWanted | ReloadWanted
+READS = (Status, Verify)
+"""What changes nothing; everything else is for who may change something."""
+Request = (
+    Status | Verify | HoldWanted | UnholdWanted | ParkWanted | PauseWanted | ResumeWanted | ReleaseWanted | ReloadWanted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,7 @@ class TiedEnded:
 
 ROUTES: Mapping[str, type[Request]] = {
     "/v1/status": Status,
+    "/v1/verify": Verify,
     "/v1/hold": HoldWanted,
     "/v1/unhold": UnholdWanted,
     "/v1/park": ParkWanted,

@@ -25,11 +25,13 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import KernelSnapshot, Released, Snapshot
-from memscaler.daemon.loop import Ending, SnapshotWanted, StopWanted, has_terminal
+from memscaler.daemon.answers import SnapshotWanted
+from memscaler.daemon.loop import Ending
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.reload import Reloaded
-from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status
+from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status, Verify
+from memscaler.daemon.signals import StopWanted, has_terminal
 from memscaler.gpu.journal import BOOT_ID, read_own
 from memscaler.observe import status
 
@@ -113,6 +115,8 @@ class Standby:
                 answer.set_result(self._snapshot())
             case Asked(Status(), _, answer):
                 answer.set_result(status.document(self._snapshot()))
+            case Asked(Verify(), _, answer):
+                answer.set_result({"ok": True, "mode": "released", "dry_run": self._dry_run, "gpus": []})
             case Asked(ResumeWanted(), peer, answer):
                 self._file.unlink(missing_ok=True)
                 log.info("driver.resumed", owner=peer.name)

@@ -24,7 +24,7 @@ PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 # Counters start at 0 and not at their first event, so that rate() sees that one too.
-OPERATIONS = ("park", "wake", "sample")
+OPERATIONS = ("park", "wake", "sample", "conflict")
 CORRECTIONS = ("added", "removed")
 
 NS_PER_S = 1_000_000_000
@@ -87,6 +87,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts
     yield "memscaler_ports_waiting", (), len(snapshot.waiting)
+    yield "memscaler_paused", (), snapshot.paused is not None
     yield "memscaler_released", (), snapshot.released is not None
     for gpu in snapshot.gpus:
         yield from _of_gpu(gpu, snapshot)

@@ -1,10 +1,11 @@
-"""GET /metrics, in a thread and an event loop of its own: a slow scraper never delays the governor.
+"""/metrics and the status page, in a thread and an event loop of its own: a slow reader never delays the governor.
 
 The governor hands over a snapshot when it is asked (`fresh`), so a scrape sees this moment and not the last sample.
 If it does not answer in time, the scrape fails (503): Prometheus shows `up 0`, which is true, and never stale numbers.
 
 What listens on a loopback address is for this machine only. A web page that a browser of this machine shows could read
 it all the same, if the page's own name leads to 127.0.0.1 (DNS rebinding). So there the Host must be one of our names.
+No route changes anything.
 """
 
 from __future__ import annotations
@@ -27,22 +28,29 @@ from aiohttp import web
 from memscaler.core.errors import MemscalerError
 from memscaler.core.snapshot import Snapshot
 from memscaler.observe.metrics import render
+from memscaler.observe.pages import files, page
+from memscaler.observe.stream import Stream
+from memscaler.observe.view import unknown, view
 
 FRESH_TIMEOUT_S = 5.0
+PAGE_TIMEOUT_S = 1.0  # then the page comes without figures, and follows when there are some
 STOP_TIMEOUT_S = 2.0
 MOST_CONNECTIONS = 16
 HOSTS = Path("/etc/hosts")
 
 Fresh = Callable[[], "Future[Snapshot]"]
 _PORT = re.compile(r":[0-9]{1,5}\Z")
-
-_INDEX = """<!doctype html><title>memscaler</title>
-<h1>memscaler</h1><p><a href="/metrics">Metrics</a> for Prometheus.</p>
-"""
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class MetricsServer:
-    """Serves the metrics until stopped. `fresh` is called in the server's thread and must not block.
+    """Serves the metrics and the page until stopped. `fresh` is called in the server's thread and must not block.
 
     Raise MemscalerError if the address cannot be had.
     """
@@ -52,6 +60,8 @@ class MetricsServer:
         self._socket = _listen(host, port)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
+        self._stream = Stream(self._ask)
+        self.changed = self._stream.changed
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         for library in ("asyncio", "aiohttp"):
             logging.getLogger(library).addHandler(logging.NullHandler())  # else they write to stderr by themselves
@@ -82,37 +92,70 @@ class MetricsServer:
     async def _serve(self) -> None:
         runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await runner.setup()
-        server = await self._loop.create_server(partial(_protocol, runner), sock=self._socket, backlog=MOST_CONNECTIONS)
+        protocol = partial(_protocol, runner, self._stream)
+        server = await self._loop.create_server(protocol, sock=self._socket, backlog=MOST_CONNECTIONS)
         await self._stopped.wait()
         server.close()
+        self._stream.end()
         await runner.cleanup()
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[_only_our_names] if _is_loopback(self.address[0]) else [])
-        app.add_routes([web.get("/", self._index), web.get("/metrics", self._metrics)])
+        app.on_response_prepare.append(_harden)
+        app.add_routes([web.get("/", self._page), web.get("/metrics", self._metrics)])
+        app.add_routes([web.get("/events", self._events, allow_head=False)])
+        app.add_routes([web.get(f"/{name}", partial(_file, name)) for name in files() if name != "index.html"])
         return app
 
-    async def _index(self, _request: web.Request) -> web.Response:
-        return web.Response(text=_INDEX, content_type="text/html")
-
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _ask(self, within_s: float | None = None) -> Snapshot | None:
+        """What the governor knows, None if it does not answer in time."""
         future = asyncio.wrap_future(self._fresh())
         # not wait_for: that would cancel a future which the governor is about to fulfil
-        await asyncio.wait({future}, timeout=FRESH_TIMEOUT_S)
-        if not future.done() or future.cancelled():
+        await asyncio.wait({future}, timeout=FRESH_TIMEOUT_S if within_s is None else within_s)
+        return future.result() if future.done() and not future.cancelled() else None
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        snapshot = await self._ask(PAGE_TIMEOUT_S)
+        text = page(unknown() if snapshot is None else view(snapshot))
+        return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        # a page from elsewhere could not read them, but it could take the place of one of ours
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            raise web.HTTPForbidden(text="for the status page only\n")
+        return await self._stream.serve(request)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        snapshot = await self._ask()
+        if snapshot is None:
             raise web.HTTPServiceUnavailable(text="the governor does not answer\n")
-        body, content_type = render(future.result(), request.headers.get("Accept", ""))
+        body, content_type = render(snapshot, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def _protocol(runner: web.AppRunner) -> asyncio.BaseProtocol:
-    """A scraper's connection; the oldest one goes if there are too many.
+async def _file(name: str, request: web.Request) -> web.Response:
+    """One of the page's files; a browser that has it asks each time whether it is the same still."""
+    file = files()[name]
+    headers = {"Cache-Control": "no-cache", "ETag": f'"{file.etag}"'}
+    if any(tag.value == file.etag for tag in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=file.body, headers={**headers, "Content-Type": file.content_type})
+
+
+async def _harden(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+
+
+def _protocol(runner: web.AppRunner, stream: Stream) -> asyncio.BaseProtocol:
+    """A new connection; the oldest one goes if there are too many, but for those of open pages, which are few.
 
     Whoever can reach the port can open any number and say nothing, and the descriptors are the governor's. A scrape is
     over in milliseconds. No timers: a parked governor sleeps.
     """
     server = cast("web.Server", runner.server)
-    for oldest in server.connections[: 1 - MOST_CONNECTIONS]:
+    excess = len(server.connections) + 1 - MOST_CONNECTIONS
+    others = [connection for connection in server.connections if not stream.holds(connection)]
+    for oldest in others[: max(0, excess)]:
         oldest.force_close()
     return server()
 

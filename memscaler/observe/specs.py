@@ -47,6 +47,7 @@ SPECS = (
         Kind.GAUGE,
         "Ports of the configuration that cannot be watched now: their container, unit or server is not there.",
     ),
+    Spec("memscaler_paused", Kind.GAUGE, "1: an operator keeps every GPU awake."),
     Spec("memscaler_released", Kind.GAUGE, "1: the driver is let go of, and nothing is governed."),
     # ---- per GPU
     Spec(
@@ -94,7 +95,12 @@ SPECS = (
         "From the kernel's timestamp of the connection to the return of the driver call that woke the GPU.",
         GPU,
     ),
-    Spec("memscaler_errors_total", Kind.COUNTER, "Driver calls that failed, by operation.", (*GPU, "op")),
+    Spec(
+        "memscaler_errors_total",
+        Kind.COUNTER,
+        "Driver calls that failed, by operation; conflict: another program has changed the clocks of a parked GPU.",
+        (*GPU, "op"),
+    ),
     # ---- per port
     Spec("memscaler_port_connections", Kind.GAUGE, "Open connections.", PORT),
     Spec("memscaler_port_accepts_total", Kind.COUNTER, "Connections accepted.", PORT),

@@ -35,6 +35,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "transitions": [_transition(each, names) for each in snapshot.transitions],
         "rivals": [],
         "notices": list(snapshot.kernel.notices),
+        "saved_since_unix_s": snapshot.saved_since_unix_s and round(snapshot.saved_since_unix_s),
     }
 
 
@@ -82,7 +83,8 @@ def _gpu(gpu: GpuSnapshot, now_ns: int) -> dict[str, Any]:
         "conflict": gpu.conflict,
         "errors": dict(gpu.errors),
         "parked_s": round(gpu.state_s.get("parked", 0.0), 1),
-        "energy_saved_j": round(gpu.energy_saved_j, 1),
+        "energy_saved_today_j": round(gpu.saved_today_j, 1),
+        "energy_saved_j": round(gpu.saved_total_j, 1),
     }
 
 

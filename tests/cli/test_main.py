@@ -57,6 +57,7 @@ def test_run_offers_every_setting():
         "never_park",
         "quiet_hours",
         "quiet_idle_after",
+        "state_dir",
     }
 
 

@@ -34,6 +34,12 @@ def test_it_has_all_that_is_not_python(installed):
     assert list((package / "bpf/include").rglob("*.h"))
     assert list((package / "simulator").rglob("*.c"))
     assert (package / "systemd/memscaler.service").is_file()
+    assert {path.name for path in (package / "observe/page").iterdir()} == {
+        "index.html",
+        "page.css",
+        "page.js",
+        "icon.svg",
+    }
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
     assert not list(installed.rglob("*.so*"))
 

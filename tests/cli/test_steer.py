@@ -1,4 +1,4 @@
-"""`memscaler status`, `hold` and the others as real processes, against a real control socket and a loop that answers."""
+"""`memscaler hold`, `park` and the others as real processes, against a real control socket and a loop that answers."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import pytest
 
@@ -31,38 +30,11 @@ from memscaler.daemon.requests import (
     Status,
     UnholdWanted,
 )
-from tests.asked import STATUS, answer, answering, short_folder
+from tests.asked import answer, answering
+from tests.cli.commands import ENVIRON, command, memscaler
 from tests.governor import eventually
 
-COMMANDS = ("status", "hold", "unhold", "park", "pause", "resume", "release", "reload")
-ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("MEMSCALER_")} | {"COLUMNS": "80"}
-
-
-@pytest.fixture
-def folder():
-    """The runtime directory."""
-    with short_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def loop(folder):
-    """A control socket in the folder, and who answers there."""
-    with answering(folder) as loop:
-        yield loop
-
-
-def command(folder: Path, *args: str) -> list[str]:
-    """The command line; --runtime-dir stands behind the command's name, for there may be a "--" later."""
-    return [sys.executable, "-m", "memscaler", args[0], "--runtime-dir", str(folder), *args[1:]]
-
-
-def memscaler(folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
-    return subprocess.run(
-        command(folder, *args), capture_output=True, text=True, check=False, env=ENVIRON, timeout=60, input=stdin
-    )
-
+COMMANDS = ("status", "verify", "hold", "unhold", "park", "pause", "resume", "release", "reload")
 
 # ---- what is asked, and what is printed ----------------------------------------------------------------------------
 
@@ -455,193 +427,6 @@ def test_a_killed_client(folder, loop):
         os.kill(running, 0)
     finally:
         os.kill(running, signal.SIGTERM)
-
-
-# ---- status --------------------------------------------------------------------------------------------------------
-
-BUSY = {
-    **STATUS,
-    "gpus": [
-        {
-            "gpu": "gpu0",
-            "name": "NVIDIA A40",
-            "state": "parked",
-            "since_s": 3900.0,
-            "reason": "",
-            "remedy": "",
-            "lever": "memory-clock",
-            "next": "",
-            "next_in_s": None,
-            "power_w": 18.25,
-            "memory_clock_mhz": 405,
-            "holds": [],
-            "conflict": "",
-            "energy_saved_j": 3_700_000.0,
-        },
-        {
-            "gpu": "gpu1",
-            "name": "NVIDIA A100-SXM4-80GB",
-            "state": "held",
-            "since_s": 0.4,
-            "reason": "held by an operator",
-            "remedy": "",
-            "lever": "graphics-clock",
-            "next": "",
-            "next_in_s": None,
-            "power_w": 61.0,
-            "memory_clock_mhz": 1593,
-            "holds": [
-                {"id": "5eed", "owner": "root", "reason": "benchmark", "expires_in_s": 7000.0},
-                {"id": "beef", "owner": "root", "reason": "", "expires_in_s": None},
-                {"id": "", "owner": "memscaler", "reason": "guardian", "expires_in_s": None},
-            ],
-            "conflict": "",
-            "energy_saved_j": 90.0,
-        },
-        {
-            "gpu": "gpu2",
-            "name": "Tesla P40",
-            "state": "unmanaged",
-            "since_s": 260.0,
-            "reason": "the driver does not return from apply",
-            "remedy": "reset the GPU: nvidia-smi --gpu-reset -i 2; it is tried again in between",
-            "lever": "",
-            "next": "",
-            "next_in_s": None,
-            "power_w": None,
-            "memory_clock_mhz": None,
-            "holds": [],
-            "conflict": "nvidia-smi -lmc by somebody else: 405 MHz seen, 7251 MHz expected",
-            "energy_saved_j": 0.0,
-        },
-    ],
-    "watches": [
-        {
-            "port": 8080,
-            "scope": "",
-            "gpus": ["gpu0", "gpu1", "gpu2"],
-            "connections": 3,
-            "silent": 2,
-            "idle_s": 65.5,
-            "server": "llama.cpp",
-            "quiet": "no-traffic",
-        },
-        {
-            "port": 8081,
-            "scope": "container:" + "x" * 40,
-            "gpus": [],
-            "connections": 0,
-            "silent": 0,
-            "idle_s": 0.0,
-            "server": "",
-            "quiet": "no-connections",
-        },
-    ],
-    "waiting": [{"watch": "8082@container:web", "reason": "no such container"}],
-    "rivals": [{"name": "nvidia-pstated", "pid": 77, "what": "changes performance states"}],
-    "notices": ["no kernel BTF"],
-    "paused": None,
-    "released": None,
-    "ungoverned": [],
-    "transitions": [],
-}
-
-
-def test_status_for_people(folder, loop):
-    """Everything that an operator needs, in 80 columns."""
-    loop.answer = lambda _: BUSY
-    result = memscaler(folder, "status")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == (
-        """\
-memscaler 1.2.3 governs; up 1d 2h, pid 123, driver 570.86.15
-
-GPU   STATE      SINCE   LEVER           POWER   MEMORY    SAVED
-gpu0  parked     1h 5m   memory-clock    18.2 W  405 MHz   1.03 kWh
-gpu1  held       0s      graphics-clock  61.0 W  1593 MHz  0.0 Wh
-gpu2  unmanaged  4m 20s  -               -       -         0.0 Wh
-
-gpu1  NVIDIA A100-SXM4-80GB
-      why: held by an operator
-      held by root: benchmark, 1h 56m left, id 5eed
-      held by root, until it is ended, id beef
-      held by memscaler: guardian, until it is ended
-
-gpu2  Tesla P40
-      why: the driver does not return from apply
-      conflict: nvidia-smi -lmc by somebody else: 405 MHz seen, 7251 MHz
-        expected
-      REMEDY: reset the GPU: nvidia-smi --gpu-reset -i 2; it is tried again in
-        between
-
-PORT  SCOPE                     GPUS    OPEN  SILENT  IDLE   SERVER
-8080  host                      3 GPUs  3     2       1m 6s  llama.cpp
-8081  container:xxxxxxxxxxx...  -       0     0       0s     -
-
-waiting: 8082@container:web: no such container
-rival: nvidia-pstated (pid 77): changes performance states
-notice: no kernel BTF
-"""
-    )
-
-
-def test_status_of_a_daemon_that_has_let_go(folder, loop):
-    """What to do stands at the top."""
-    released = {"owner": "alice", "reason": "driver 580", "since_unix_s": time.time() - 3600}
-    loop.answer = lambda _: {**STATUS, "mode": "released", "released": released, "dry_run": True, "driver_version": ""}
-    assert memscaler(folder, "status").stdout == (
-        "memscaler 1.2.3 has let go of the driver, dry run: no GPU is touched; up 1d 2h, pid 123\n"
-        "      by alice: driver 580, 1h ago\n"
-        "      REMEDY: `memscaler resume` when the driver is back\n"
-    )
-
-
-def test_status_of_a_pause_and_of_gpus_that_are_left_alone(folder, loop):
-    """A pause is no hold: it stands at the top, with who and until when."""
-    paused = {"id": "5eed", "owner": "root", "reason": "benchmark", "expires_in_s": 60.0}
-    alone = [{"gpu": "gpu1", "uuid": "GPU-1", "pci_bus_id": "", "name": "T4", "reason": "no watch names it"}]
-    loop.answer = lambda _: {**STATUS, "mode": "paused", "paused": paused, "ungoverned": alone, "notices": []}
-    assert memscaler(folder, "status").stdout == (
-        "memscaler 1.2.3 is paused; up 1d 2h, pid 123, driver 570.86.15\n"
-        "      by root: benchmark, 1m left, id 5eed; `memscaler resume` ends it\n\n"
-        "left alone: gpu1 T4: no watch names it\n"
-    )
-
-
-def test_status_for_programs(folder, loop):
-    """Is the document."""
-    loop.answer = lambda _: BUSY
-    assert json.loads(memscaler(folder, "status", "--json").stdout) == {"schema": 1, **BUSY}
-    assert loop.requests == [Status()]
-
-
-def hostile(value):
-    """The same document, every text of it with a sequence that clears the screen, and a line more."""
-    match value:
-        case dict():
-            return {key: hostile(each) for key, each in value.items()}
-        case list():
-            return [hostile(each) for each in value]
-        case str() if value not in ("governing", "paused", "released"):
-            return value + "\x1b[2J\nmemscaler: all is well\u202e\udcff"
-    return value
-
-
-def test_a_terminal_obeys_nobody_elses_text(folder, loop):
-    """Whatever names, reasons and notices hold, they are text in their place."""
-    loop.answer = lambda _: hostile(BUSY)
-    result = memscaler(folder, "status")
-    assert result.returncode == 0
-    assert all(char.isprintable() or char == "\n" for char in result.stdout)
-    assert not [line for line in result.stdout.splitlines() if line.startswith("memscaler: all")]
-
-
-def test_a_character_set_that_lacks_some(folder, loop):
-    """Is no reason to fail."""
-    loop.answer = lambda _: {**STATUS, "notices": ["ベンチマーク"]}
-    env = {**ENVIRON, "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run(command(folder, "status"), capture_output=True, text=True, env=env, timeout=60, check=True)
-    assert "notice: ??????" in result.stdout
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------

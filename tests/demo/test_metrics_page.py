@@ -10,7 +10,7 @@ HEAD = """# Metrics
 
 Served on `http://127.0.0.1:9823/metrics` (`--metrics HOST:PORT|off`), in Prometheus's text format or OpenMetrics. Names
 and labels are a contract ([why](adr/0003-metric-names-are-a-contract.md)). This page is made from
-`memscaler/observe/specs.py`; a test compares them.
+`memscaler/observe/specs.py`; a test compares them. How to scrape, alerts and a dashboard: [monitoring.md](monitoring.md).
 
 *per GPU*: labels `gpu` (index), `UUID`, `pci_bus_id`, `model_name`, `hostname`. *per port*: labels `port`, `scope`.
 States: awake, cooling, parked, held, unmanaged.
@@ -23,7 +23,7 @@ Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
     # watts saved, averaged over a day
     rate(memscaler_gpu_energy_saved_joules_total[1d])
 
-    # kilowatt hours saved so far
+    # kilowatt hours saved since the governor started
     memscaler_gpu_energy_saved_joules_total / 3.6e6
 
     # share of the time parked

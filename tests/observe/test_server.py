@@ -65,7 +65,7 @@ def test_metrics(serve, snapshot):
 def test_index_and_unknown_pages(serve, snapshot):
     """The index leads to the metrics; anything else is not found."""
     server = serve(lambda: done(snapshot))
-    assert b'href="/metrics"' in get(server, "/")[2]
+    assert b'href="metrics"' in get(server, "/")[2]
     assert get(server, "/nothing")[0] == 404
 
 

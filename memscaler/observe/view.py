@@ -1,0 +1,256 @@
+"""What the status page shows: the status document in words, and less of it.
+
+Every user of the machine can open the page, and the control socket is for few: so what people wrote (reasons of holds,
+pauses, releases), who they are, and process ids are left out. What is left, /metrics tells everybody as well, but for
+the sentences about states.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from memscaler.core.model import SECOND_NS
+from memscaler.core.snapshot import GpuSnapshot, Snapshot
+from memscaler.observe.status import document
+
+Fields = Mapping[str, str]
+Document = Mapping[str, Any]
+
+WINDOW_S = 600.0  # of the plots
+MOST_CHANGES = 12
+NONE = "\N{EN DASH}"
+JOULES_PER_WH = 3600
+WH_PER_KWH = 1000
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_PID = re.compile(r"\s*\(?\bpid \d+\)?")
+_HEARD = {"connection": "a client connected", "ledger": "a client was found connected"}
+_USUAL = {"awake": "a client is connected", "cooling": "no connection is at work", "held": "something holds it"}
+_OF_OTHER_STATES = ("", "quiet", "hold", *_HEARD)  # reasons of the park or wake before
+_NEXT = {"parked": "Parks in {} if it stays quiet.", "trusted again": "Is tried again in {}."}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One of a list. key: tells it apart from its neighbours."""
+
+    key: str
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One GPU's last WINDOW_S. Times are seconds of CLOCK_MONOTONIC.
+
+    states: (since when, state), the oldest first. power: (when, watts).
+    """
+
+    states: tuple[tuple[float, str], ...]
+    power: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The page's texts: single ones, and lists of entries. plots: by the key of the GPU's entry. at_s: now."""
+
+    at_s: float
+    fields: Fields
+    lists: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    plots: Mapping[str, Plot] = field(default_factory=dict)
+
+
+def unknown() -> View:
+    """The governor does not answer."""
+    return View(0.0, {"title": "memscaler", "no_gpus": "The governor does not answer just now."})
+
+
+def view(snapshot: Snapshot) -> View:
+    """Everything that the page shows."""
+    told, now_unix_s = document(snapshot), time.time()
+    gpus, ports = told["gpus"], told["watches"]
+    lists = {
+        "gpus": tuple(Entry(gpu["uuid"], _clean(_gpu(gpu))) for gpu in gpus),
+        "ports": tuple(Entry(_printable(f"{port['port']}@{port['scope']}"), _clean(_port(port))) for port in ports),
+        "changes": tuple(_changes(told["transitions"], now_unix_s)),
+        "notes": tuple(_notes(told)),
+    }
+    fields = _page(told) | {name: "some" if lists[name] else "" for name in ("ports", "changes", "notes")}
+    plots = {gpu.identity.uuid: _plot(gpu, snapshot, now_unix_s) for gpu in snapshot.gpus}
+    return View(snapshot.at_ns / SECOND_NS, _clean(fields), lists, plots)
+
+
+# ---- the page as a whole --------------------------------------------------------------------------------------------
+
+
+def _page(told: Document) -> dict[str, str]:
+    gpus = told["gpus"]
+    counts = Counter(gpu["state"] for gpu in gpus)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none"
+    watts = [gpu["power_w"] for gpu in gpus if gpu["power_w"] is not None]
+    mode, mode_text = _mode(told)
+    return {
+        "title": f"{states} · memscaler on {told['hostname']}",
+        "hostname": told["hostname"],
+        "version": told["version"],
+        "driver": told["driver_version"],
+        "uptime": span(told["uptime_s"]),
+        "as_of": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "mode": mode,
+        "mode_text": mode_text,
+        "gpus": states,
+        "power": f"{sum(watts):.0f} W" if watts else NONE,
+        "saved": energy(sum(gpu["energy_saved_j"] for gpu in gpus)),
+        "saved_today": energy(sum(gpu["energy_saved_today_j"] for gpu in gpus)),
+        "connections": str(sum(port["connections"] for port in told["watches"])),
+        "no_gpus": "" if gpus else "No GPU is governed.",
+    }
+
+
+def _mode(told: Document) -> tuple[str, str]:
+    """What is out of the ordinary, in a word and in a sentence."""
+    if told["mode"] == "released":
+        ago = span(time.time() - told["released"]["since_unix_s"])
+        return "Released.", f"The driver was let go of {ago} ago, and nothing is governed until `memscaler resume`."
+    if told["mode"] == "paused":
+        return "Paused.", f"Every GPU is kept awake {_until(told['paused']['expires_in_s'])}."
+    if told["dry_run"]:
+        return "Dry run.", "Decisions are only logged, and no GPU is touched."
+    return "", ""
+
+
+def _changes(transitions: Sequence[Document], now_unix_s: float) -> Iterator[Entry]:
+    """The latest one first."""
+    for each in reversed(transitions[-MOST_CHANGES:]):
+        at_unix_s = each["at_unix_s"]
+        fields = {
+            "at": datetime.fromtimestamp(at_unix_s, tz=UTC).isoformat(timespec="seconds"),
+            "ago": f"{span(now_unix_s - at_unix_s)} ago",
+            "gpu": each["gpu"],
+            "was": each["was"],
+            "state": each["state"],
+            "why": _why(each["state"], each["reason"], was=each["was"]),
+        }
+        yield Entry(f"{at_unix_s} {each['gpu']}", _clean(fields))
+
+
+def _notes(told: Document) -> Iterator[Entry]:
+    notes = [(f"{each['gpu']} is left alone", each["reason"]) for each in told["ungoverned"]]
+    notes += [(f"{each['watch']} is not watched", each["reason"]) for each in told["waiting"]]
+    notes += [("The kernel", notice) for notice in told["notices"]]
+    for number, (about, text) in enumerate(notes):
+        yield Entry(str(number), _clean({"about": f"{about}:", "text": text}))
+
+
+# ---- a GPU, a port --------------------------------------------------------------------------------------------------
+
+
+def _gpu(gpu: Document) -> dict[str, str]:
+    state, intent, left_s = gpu["state"], gpu["intent"], gpu["next_in_s"]
+    held = [_until(hold["expires_in_s"]) for hold in gpu["holds"]]
+    why = _why(state, gpu["reason"])
+    return {
+        "gpu": gpu["gpu"],
+        "name": gpu["name"],
+        "state": state,
+        "state_word": state,
+        "why": f"For {span(gpu['since_s'])}" + f": {why}" * bool(why) + "." * (not why.endswith(".")),
+        "next": "" if left_s is None else _next(gpu["next"], left_s),
+        "lever": gpu["lever"] or "none",
+        "intent": _target(intent) if intent else "nothing",
+        "watts": _number(gpu["power_w"], "{:.1f} W"),
+        "memory_clock": _number(gpu["memory_clock_mhz"], "{} MHz"),
+        "graphics_clock": _number(gpu["graphics_clock_mhz"], "{} MHz"),
+        "pstate": _number(gpu["pstate"], "P{}"),
+        "utilization": _number(gpu["utilization_ratio"], "{:.0%}"),
+        "temperature": _number(gpu["temperature_c"], "{} °C"),
+        "parked": span(gpu["parked_s"]),
+        "saved_today": energy(gpu["energy_saved_today_j"]),
+        "saved": energy(gpu["energy_saved_j"]),
+        "holds": "; ".join(held),
+        "conflict": gpu["conflict"],
+        "remedy": gpu["remedy"],
+        "errors": ", ".join(f"{op}: {count}" for op, count in sorted(gpu["errors"].items())),
+    }
+
+
+def _next(what: str, left_s: float) -> str:
+    return _NEXT.get(what, what + " in {}.").format(span(left_s))
+
+
+def _target(intent: Document) -> str:
+    return f"P{intent['target']}" if intent["lever"] == "pstate" else f"{intent['target']} MHz"
+
+
+def _port(port: Document) -> dict[str, str]:
+    silent = port["silent"]
+    return {
+        "port": str(port["port"]),
+        "scope": "" if port["scope"] == "host" else port["scope"],
+        "server": port["server"] or NONE,
+        "gpus": ", ".join(port["gpus"]) or NONE,
+        "connections": str(port["connections"]),
+        "silent": f"{silent} silent" if silent else "",
+        "idle": span(port["idle_s"]) if port["idle_s"] else NONE,
+    }
+
+
+def _plot(gpu: GpuSnapshot, snapshot: Snapshot, now_unix_s: float) -> Plot:
+    at_s = snapshot.at_ns / SECOND_NS
+    mine = [each for each in snapshot.transitions if each.gpu == gpu.identity.uuid]
+    states = [(at_s - (now_unix_s - each.at_unix_s), each.state) for each in mine]
+    states.insert(0, (at_s - WINDOW_S, mine[0].was if mine else gpu.state))
+    shown = [each for each, (until_s, _) in pairwise([*states, (at_s, "")]) if until_s > at_s - WINDOW_S]
+    power = ((at_ns / SECOND_NS, power_w) for at_ns, power_w in gpu.power)
+    return Plot(
+        tuple((round(since_s, 1), state) for since_s, state in shown),
+        tuple((round(when_s, 1), round(power_w, 1)) for when_s, power_w in power if when_s > at_s - WINDOW_S),
+    )
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def span(seconds: float) -> str:
+    """A time for people: "2 d 3 h", "4 min 10 s", "12 s"."""
+    left = max(0, round(seconds))
+    for (unit, size), (smaller, small) in pairwise(_UNITS):
+        if left >= size:
+            rest = left % size // small
+            return f"{left // size} {unit}" + f" {rest} {smaller}" * bool(rest)
+    return f"{left} s"
+
+
+def energy(joules: float) -> str:
+    """Watt hours, or kilowatt hours."""
+    hours = joules / JOULES_PER_WH
+    return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
+
+
+def _until(left_s: float | None) -> str:
+    return "until that is ended" if left_s is None else f"for another {span(left_s)}"
+
+
+def _why(state: str, reason: str, was: str = "parked") -> str:
+    """A park's reason says nothing about what follows, nor does a wake's, but for the state that it led to."""
+    if state == "awake" and was == "parked" and reason in _HEARD:
+        return _HEARD[reason]
+    return _USUAL[state] if state in _USUAL and reason in _OF_OTHER_STATES else reason
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)
+
+
+def _clean(fields: Fields) -> Fields:
+    """No process ids, and nothing that has no shape of its own (control characters, marks that turn text around)."""
+    return {name: _printable(_PID.sub("", text)) for name, text in fields.items()}
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char.isprintable() else "\ufffd" for char in text)
