@@ -1,0 +1,233 @@
+# Completion of memscaler for bash. Made by tools/completions.py from the command line itself; starts no process.
+# shellcheck shell=bash
+
+# What a value or an argument may be: words, and what the shell finds itself.
+_memscaler_value() {
+    case "$1" in
+    'run -p' | 'run --port') kind=words words='' ;;
+    'run --idle-after') kind=words words='30s 5m 30m 2h' ;;
+    'run --quiet') kind=words words='no-connections no-traffic' ;;
+    'run --ignore') kind=words words='' ;;
+    'run --touch') kind=words words='off 250ms 1s' ;;
+    'run --config') kind=file words='' ;;
+    'run --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'run --lever') kind=words words='auto memory-clock graphics-clock pstate' ;;
+    'run --metrics') kind=words words='off 127.0.0.1:9823' ;;
+    'run --runtime-dir') kind=directory words='' ;;
+    'run --log-format') kind=words words='auto console json' ;;
+    'run --log-level') kind=words words='debug info warning error' ;;
+    'run --loader-python') kind=file words='' ;;
+    'gpus --config') kind=file words='' ;;
+    'gpus --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'gpus --runtime-dir') kind=directory words='' ;;
+    'ports -p' | 'ports --port') kind=words words='' ;;
+    'ports --config') kind=file words='' ;;
+    'ports --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'ports --runtime-dir') kind=directory words='' ;;
+    'restore --runtime-dir') kind=directory words='' ;;
+    'restore --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'status -w' | 'status --watch') kind=maybe words='30s 5m 30m 2h' ;;
+    'status --runtime-dir') kind=directory words='' ;;
+    status) kind=gpu words='' ;;
+    'top --runtime-dir') kind=directory words='' ;;
+    'verify --runtime-dir') kind=directory words='' ;;
+    verify) kind=gpu words='' ;;
+    'hold --for') kind=words words='30s 5m 30m 2h' ;;
+    'hold --reason') kind=words words='' ;;
+    'hold --runtime-dir') kind=directory words='' ;;
+    hold) kind=gpu words='' ;;
+    'unhold --id') kind=words words='' ;;
+    'unhold --runtime-dir') kind=directory words='' ;;
+    unhold) kind=gpu words='' ;;
+    'park --runtime-dir') kind=directory words='' ;;
+    park) kind=gpu words='' ;;
+    'pause --for') kind=words words='30s 5m 30m 2h' ;;
+    'pause --reason') kind=words words='' ;;
+    'pause --runtime-dir') kind=directory words='' ;;
+    'resume --runtime-dir') kind=directory words='' ;;
+    'release --reason') kind=words words='' ;;
+    'release --runtime-dir') kind=directory words='' ;;
+    'reload --runtime-dir') kind=directory words='' ;;
+    'doctor --only') kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
+    'doctor --config') kind=file words='' ;;
+    'doctor --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'doctor --runtime-dir') kind=directory words='' ;;
+    doctor) kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
+    'config init -o' | 'config init --output') kind=file words='' ;;
+    'config check') kind=file words='' ;;
+    'config show --config') kind=file words='' ;;
+    'config show -p' | 'config show --port') kind=words words='' ;;
+    'config show --idle-after') kind=words words='30s 5m 30m 2h' ;;
+    'config show --quiet') kind=words words='no-connections no-traffic' ;;
+    'config show --ignore') kind=words words='' ;;
+    'config show --touch') kind=words words='off 250ms 1s' ;;
+    'config show --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'config show --lever') kind=words words='auto memory-clock graphics-clock pstate' ;;
+    'config show --metrics') kind=words words='off 127.0.0.1:9823' ;;
+    'config show --runtime-dir') kind=directory words='' ;;
+    'config show --log-format') kind=words words='auto console json' ;;
+    'config show --log-level') kind=words words='debug info warning error' ;;
+    'config show --loader-python') kind=file words='' ;;
+    help) kind=words words='run gpus ports restore status top verify hold unhold park pause resume release reload doctor config help' ;;
+    *) kind='' words='' ;;
+    esac
+}
+
+# What there is in a command: $path -> commands, options, repeatable options.
+_memscaler_options() {
+    case "$path" in
+    '')
+        commands='run gpus ports restore status top verify hold unhold park pause resume release reload doctor config help' options='--version -h --help' many='' wraps=''
+        ;;
+    run)
+        commands='' options='-p --port --discover --idle-after --quiet --ignore --touch --config --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python -h --help' many='-p --port --ignore' wraps=''
+        ;;
+    gpus)
+        commands='' options='--config --simulate --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    ports)
+        commands='' options='-p --port --config --simulate --runtime-dir --json -h --help' many='-p --port' wraps=''
+        ;;
+    restore)
+        commands='' options='--all --runtime-dir --simulate --json -h --help' many='' wraps=''
+        ;;
+    status)
+        commands='' options='-w --watch --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    top)
+        commands='' options='--runtime-dir -h --help' many='' wraps=''
+        ;;
+    verify)
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    hold)
+        commands='' options='--for --reason --runtime-dir --json -h --help' many='' wraps=yes
+        ;;
+    unhold)
+        commands='' options='--id --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    park)
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    pause)
+        commands='' options='--for --reason --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    resume)
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    release)
+        commands='' options='--reason --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    reload)
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    doctor)
+        commands='' options='--only --probe --config --simulate --runtime-dir --json -h --help' many=--only wraps=''
+        ;;
+    config)
+        commands='init check show schema' options='-h --help' many='' wraps=''
+        ;;
+    'config init')
+        commands='' options='-o --output --force -h --help' many='' wraps=''
+        ;;
+    'config check')
+        commands='' options='--json -h --help' many='' wraps=''
+        ;;
+    'config show')
+        commands='' options='--origin --config --json -h --help -p --port --discover --idle-after --quiet --ignore --touch --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python' many='-p --port --ignore' wraps=''
+        ;;
+    'config schema')
+        commands='' options='-h --help' many='' wraps=''
+        ;;
+    help)
+        commands='' options='-h --help' many='' wraps=''
+        ;;
+    esac
+}
+
+_memscaler() {
+    local cur=${COMP_WORDS[COMP_CWORD]} path='' option='' given=' ' prefix='' at word each
+    local kind='' words='' commands='' options='' many='' wraps='' offered=''
+    COMPREPLY=()
+    _memscaler_options
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        if [[ $option ]]; then  # this is its value; bash makes "=" a word of its own
+            [[ $word == = ]] || option=''
+        elif [[ $word == -- && $wraps ]]; then
+            _memscaler_wrapped "$((at + 1))"
+            return
+        elif [[ $word == --*=* ]]; then
+            given+="${word%%=*} "
+        elif [[ $word == -* ]]; then
+            given+="$word "
+            _memscaler_value "$path $word"
+            [[ $kind == '' || $kind == maybe* ]] || option=$word
+        elif [[ " $commands " == *" $word "* ]]; then
+            path=${path:+$path }$word given=' '
+            _memscaler_options
+        fi
+    done
+    if [[ $option && $cur == = ]]; then
+        cur=''
+    elif [[ ! $option && $cur == --*=* ]]; then
+        option=${cur%%=*} prefix=${cur%%=*}= cur=${cur#*=}
+    fi
+    if [[ $option ]]; then
+        _memscaler_value "$path $option"
+        _memscaler_offer
+        return
+    fi
+    word=${COMP_WORDS[COMP_CWORD - 1]}
+    if [[ $word == -* ]]; then
+        _memscaler_value "$path $word"
+        [[ $kind != maybe* ]] || { kind=words; _memscaler_offer; }
+    fi
+    if [[ $cur == -* ]]; then
+        for each in $options; do
+            [[ $given == *" $each "* && " $many " != *" $each "* ]] || offered+="$each "
+        done
+        mapfile -t COMPREPLY < <(compgen -W "$offered" -- "$cur")
+    elif [[ $commands ]]; then
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W "$commands" -- "$cur")
+    else
+        _memscaler_value "$path"
+        _memscaler_offer
+    fi
+}
+
+# Add to the answer what $kind and $words say.
+_memscaler_offer() {
+    local each
+    case "$kind" in
+    list)
+        [[ $cur == *,* ]] && prefix+="${cur%,*}," cur=${cur##*,}
+        ;;
+    gpu)
+        for each in /dev/nvidia[0-9]*; do
+            [[ ! -e $each ]] || words+=" gpu${each#/dev/nvidia}"
+        done
+        ;;
+    file | directory)
+        compopt -o filenames 2>/dev/null
+        [[ $kind == file ]] && each=-f || each=-d
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen "$each" -- "$cur")
+        return
+        ;;
+    esac
+    mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -P "$prefix" -W "$words" -- "$cur")
+}
+
+# The command behind "--" begins at word $1: as if it stood alone.
+_memscaler_wrapped() {
+    if declare -F _command_offset >/dev/null; then
+        _command_offset "$1"
+    elif ((COMP_CWORD == $1)); then
+        mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+    else
+        compopt -o filenames 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+    fi
+}
+
+complete -F _memscaler memscaler

@@ -1,0 +1,292 @@
+# Completion of memscaler for fish. Made by tools/completions.py from the command line itself; starts no process.
+
+# The command that the words before the cursor make, e.g. "config check"; "-- " where a command line of its own begins.
+function __memscaler_path
+    set -l path
+    set -l words (commandline -opc)
+    set -l value no
+    for word in $words[2..]
+        if test $value = yes
+            set value no
+            continue
+        end
+        switch "$path $word"
+            case ' run'
+                set path 'run'
+            case 'run -p' 'run --port' 'run --idle-after' 'run --quiet' 'run --ignore' 'run --touch' 'run --config' 'run --simulate' 'run --lever' 'run --metrics' 'run --runtime-dir' 'run --log-format' 'run --log-level' 'run --loader-python'
+                set value yes
+            case ' gpus'
+                set path 'gpus'
+            case 'gpus --config' 'gpus --simulate' 'gpus --runtime-dir'
+                set value yes
+            case ' ports'
+                set path 'ports'
+            case 'ports -p' 'ports --port' 'ports --config' 'ports --simulate' 'ports --runtime-dir'
+                set value yes
+            case ' restore'
+                set path 'restore'
+            case 'restore --runtime-dir' 'restore --simulate'
+                set value yes
+            case ' status'
+                set path 'status'
+            case 'status --runtime-dir'
+                set value yes
+            case ' top'
+                set path 'top'
+            case 'top --runtime-dir'
+                set value yes
+            case ' verify'
+                set path 'verify'
+            case 'verify --runtime-dir'
+                set value yes
+            case ' hold'
+                set path 'hold'
+            case 'hold --'
+                echo '-- '
+                return
+            case 'hold --for' 'hold --reason' 'hold --runtime-dir'
+                set value yes
+            case ' unhold'
+                set path 'unhold'
+            case 'unhold --id' 'unhold --runtime-dir'
+                set value yes
+            case ' park'
+                set path 'park'
+            case 'park --runtime-dir'
+                set value yes
+            case ' pause'
+                set path 'pause'
+            case 'pause --for' 'pause --reason' 'pause --runtime-dir'
+                set value yes
+            case ' resume'
+                set path 'resume'
+            case 'resume --runtime-dir'
+                set value yes
+            case ' release'
+                set path 'release'
+            case 'release --reason' 'release --runtime-dir'
+                set value yes
+            case ' reload'
+                set path 'reload'
+            case 'reload --runtime-dir'
+                set value yes
+            case ' doctor'
+                set path 'doctor'
+            case 'doctor --only' 'doctor --config' 'doctor --simulate' 'doctor --runtime-dir'
+                set value yes
+            case ' config'
+                set path 'config'
+            case 'config init'
+                set path 'config init'
+            case 'config init -o' 'config init --output'
+                set value yes
+            case 'config check'
+                set path 'config check'
+            case 'config show'
+                set path 'config show'
+            case 'config show --config' 'config show -p' 'config show --port' 'config show --idle-after' 'config show --quiet' 'config show --ignore' 'config show --touch' 'config show --simulate' 'config show --lever' 'config show --metrics' 'config show --runtime-dir' 'config show --log-format' 'config show --log-level' 'config show --loader-python'
+                set value yes
+            case 'config schema'
+                set path 'config schema'
+            case ' help'
+                set path 'help'
+            case '* -*'
+                continue
+        end
+    end
+    echo "$path"
+end
+
+function __memscaler_at
+    test "$(__memscaler_path)" = "$argv"
+end
+
+function __memscaler_gpus
+    for device in /dev/nvidia*
+        string replace -rf '^/dev/nvidia([0-9]+)$' 'gpu$1' -- $device
+    end
+end
+
+function __memscaler_boards
+    string split ' ' 'a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu'
+end
+
+complete -c memscaler -f
+
+# memscaler
+complete -c memscaler -n '__memscaler_at' -a run -d 'Park quiet GPUs, wake them when a client connects.'
+complete -c memscaler -n '__memscaler_at' -a gpus -d 'Show the GPUs and what parking would do.'
+complete -c memscaler -n '__memscaler_at' -a ports -d 'Show the servers that listen, their GPUs and what would be watched.'
+complete -c memscaler -n '__memscaler_at' -a restore -d 'Wake what a memscaler that is gone left parked.'
+complete -c memscaler -n '__memscaler_at' -a status -d 'Show what the running daemon does, and why.'
+complete -c memscaler -n '__memscaler_at' -a top -d 'Watch GPUs live, and steer them by keyboard.'
+complete -c memscaler -n '__memscaler_at' -a verify -d 'Check that every GPU is as memscaler means it to be.'
+complete -c memscaler -n '__memscaler_at' -a hold -d 'Keep GPUs awake: for a time, or while a command runs.'
+complete -c memscaler -n '__memscaler_at' -a unhold -d 'End holds.'
+complete -c memscaler -n '__memscaler_at' -a park -d 'Park GPUs now.'
+complete -c memscaler -n '__memscaler_at' -a pause -d 'Keep every GPU awake.'
+complete -c memscaler -n '__memscaler_at' -a resume -d 'Govern again, after pause or release.'
+complete -c memscaler -n '__memscaler_at' -a release -d 'Let go of the driver, for its upgrade.'
+complete -c memscaler -n '__memscaler_at' -a reload -d 'Read the configuration anew.'
+complete -c memscaler -n '__memscaler_at' -a doctor -d 'Check whether this machine has what it takes, and what to do.'
+complete -c memscaler -n '__memscaler_at' -a config -d 'Begin, check and show the configuration.'
+complete -c memscaler -n '__memscaler_at' -a help -d 'Show the help of a command.'
+complete -c memscaler -n '__memscaler_at' -l version -d 'Print the version and exit'
+complete -c memscaler -n '__memscaler_at' -s h -l help -d 'Show this message and exit'
+
+# memscaler run
+complete -c memscaler -n '__memscaler_at run' -s p -l port -x -d 'Ports whose connections count, and the GPUs behind them'
+complete -c memscaler -n '__memscaler_at run' -l discover -d 'Watch llama.cpp, llama-swap, Ollama, vLLM and SGLang servers as they come and go, also in containers'
+complete -c memscaler -n '__memscaler_at run' -l idle-after -x -a '30s 5m 30m 2h' -d 'Quiet time after which a GPU is parked'
+complete -c memscaler -n '__memscaler_at run' -l quiet -x -a 'no-connections no-traffic' -d 'When a server counts as quiet: no-traffic'
+complete -c memscaler -n '__memscaler_at run' -l ignore -x -d 'Clients whose connections do not count'
+complete -c memscaler -n '__memscaler_at run' -l touch -x -a 'off 250ms 1s' -d 'A connection or request that is over sooner is a touch'
+complete -c memscaler -n '__memscaler_at run' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at run' -l dry-run -d 'Watch and decide, but only log what would be parked'
+complete -c memscaler -n '__memscaler_at run' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at run' -l lever -x -a 'auto memory-clock graphics-clock pstate' -d 'How a GPU is parked: auto, memory-clock, graphics-clock, pstate'
+complete -c memscaler -n '__memscaler_at run' -l metrics -x -a 'off 127.0.0.1:9823' -d 'Where Prometheus metrics are served, or "off"'
+complete -c memscaler -n '__memscaler_at run' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at run' -l log-format -x -a 'auto console json' -d 'auto: console on a terminal, else json'
+complete -c memscaler -n '__memscaler_at run' -l log-level -x -a 'debug info warning error' -d 'The least that is logged'
+complete -c memscaler -n '__memscaler_at run' -l loader-python -r -F -d 'The python that has bcc; "auto": ours if it has, else /usr/bin/python3'
+complete -c memscaler -n '__memscaler_at run' -s h -l help -d 'Show this message and exit'
+
+# memscaler gpus
+complete -c memscaler -n '__memscaler_at gpus' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gpus' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at gpus' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gpus' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gpus' -s h -l help -d 'Show this message and exit'
+
+# memscaler ports
+complete -c memscaler -n '__memscaler_at ports' -s p -l port -x -d 'Ports whose connections count, and the GPUs behind them'
+complete -c memscaler -n '__memscaler_at ports' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at ports' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at ports' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at ports' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at ports' -s h -l help -d 'Show this message and exit'
+
+# memscaler restore
+complete -c memscaler -n '__memscaler_at restore' -l all -d 'Reset every lever of every GPU, whoever set it, not only what memscaler left'
+complete -c memscaler -n '__memscaler_at restore' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at restore' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at restore' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at restore' -s h -l help -d 'Show this message and exit'
+
+# memscaler status
+complete -c memscaler -n '__memscaler_at status' -s w -l watch -d 'Again every TIME'
+complete -c memscaler -n '__memscaler_at status; and string match -qr \'^(-w|--watch)$\' -- (commandline -opc)[-1]' -a '30s 5m 30m 2h'
+complete -c memscaler -n '__memscaler_at status' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at status' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at status' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at status' -x -a '(__memscaler_gpus)'
+
+# memscaler top
+complete -c memscaler -n '__memscaler_at top' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at top' -s h -l help -d 'Show this message and exit'
+
+# memscaler verify
+complete -c memscaler -n '__memscaler_at verify' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at verify' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at verify' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at verify' -x -a '(__memscaler_gpus)'
+
+# memscaler hold
+complete -c memscaler -n '__memscaler_at hold' -l for -x -a '30s 5m 30m 2h' -d 'How long at most'
+complete -c memscaler -n '__memscaler_at hold' -l reason -x -d 'Why, for whoever looks at the status'
+complete -c memscaler -n '__memscaler_at hold' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at hold' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at hold' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at hold' -x -a '(__memscaler_gpus)'
+complete -c memscaler -n '__memscaler_at "-- "' -x -a '(__fish_complete_subcommand --fcs-skip=(contains -i -- -- (commandline -opc)))'
+
+# memscaler unhold
+complete -c memscaler -n '__memscaler_at unhold' -l id -x -d 'Only the hold with this id; see status'
+complete -c memscaler -n '__memscaler_at unhold' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at unhold' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at unhold' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at unhold' -x -a '(__memscaler_gpus)'
+
+# memscaler park
+complete -c memscaler -n '__memscaler_at park' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at park' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at park' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at park' -x -a '(__memscaler_gpus)'
+
+# memscaler pause
+complete -c memscaler -n '__memscaler_at pause' -l for -x -a '30s 5m 30m 2h' -d 'How long'
+complete -c memscaler -n '__memscaler_at pause' -l reason -x -d 'Why, for whoever looks at the status'
+complete -c memscaler -n '__memscaler_at pause' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at pause' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at pause' -s h -l help -d 'Show this message and exit'
+
+# memscaler resume
+complete -c memscaler -n '__memscaler_at resume' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at resume' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at resume' -s h -l help -d 'Show this message and exit'
+
+# memscaler release
+complete -c memscaler -n '__memscaler_at release' -l reason -x -d 'Why, for whoever looks at the status'
+complete -c memscaler -n '__memscaler_at release' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at release' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at release' -s h -l help -d 'Show this message and exit'
+
+# memscaler reload
+complete -c memscaler -n '__memscaler_at reload' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at reload' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this message and exit'
+
+# memscaler doctor
+complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
+complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU once'
+complete -c memscaler -n '__memscaler_at doctor' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at doctor' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at doctor' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at doctor' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at doctor' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at doctor' -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02'
+
+# memscaler config
+complete -c memscaler -n '__memscaler_at config' -a init -d 'A file to begin with: every setting, commented.'
+complete -c memscaler -n '__memscaler_at config' -a check -d 'Tell everything that is wrong with a file.'
+complete -c memscaler -n '__memscaler_at config' -a show -d 'The settings in force, and where they come from.'
+complete -c memscaler -n '__memscaler_at config' -a schema -d 'The file\'s JSON Schema, for editors.'
+complete -c memscaler -n '__memscaler_at config' -s h -l help -d 'Show this message and exit'
+
+# memscaler config init
+complete -c memscaler -n '__memscaler_at config init' -s o -l output -r -F -d 'Write it there, with mode 0644'
+complete -c memscaler -n '__memscaler_at config init' -l force -d 'Replace the file if it is there'
+complete -c memscaler -n '__memscaler_at config init' -s h -l help -d 'Show this message and exit'
+
+# memscaler config check
+complete -c memscaler -n '__memscaler_at config check' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at config check' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at config check' -r -F
+
+# memscaler config show
+complete -c memscaler -n '__memscaler_at config show' -l origin -d 'Tell where each value comes from'
+complete -c memscaler -n '__memscaler_at config show' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at config show' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at config show' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at config show' -s p -l port -x -d 'Ports whose connections count, and the GPUs behind them'
+complete -c memscaler -n '__memscaler_at config show' -l discover -d 'Watch llama.cpp, llama-swap, Ollama, vLLM and SGLang servers as they come and go, also in containers'
+complete -c memscaler -n '__memscaler_at config show' -l idle-after -x -a '30s 5m 30m 2h' -d 'Quiet time after which a GPU is parked'
+complete -c memscaler -n '__memscaler_at config show' -l quiet -x -a 'no-connections no-traffic' -d 'When a server counts as quiet: no-traffic'
+complete -c memscaler -n '__memscaler_at config show' -l ignore -x -d 'Clients whose connections do not count'
+complete -c memscaler -n '__memscaler_at config show' -l touch -x -a 'off 250ms 1s' -d 'A connection or request that is over sooner is a touch'
+complete -c memscaler -n '__memscaler_at config show' -l dry-run -d 'Watch and decide, but only log what would be parked'
+complete -c memscaler -n '__memscaler_at config show' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at config show' -l lever -x -a 'auto memory-clock graphics-clock pstate' -d 'How a GPU is parked: auto, memory-clock, graphics-clock, pstate'
+complete -c memscaler -n '__memscaler_at config show' -l metrics -x -a 'off 127.0.0.1:9823' -d 'Where Prometheus metrics are served, or "off"'
+complete -c memscaler -n '__memscaler_at config show' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at config show' -l log-format -x -a 'auto console json' -d 'auto: console on a terminal, else json'
+complete -c memscaler -n '__memscaler_at config show' -l log-level -x -a 'debug info warning error' -d 'The least that is logged'
+complete -c memscaler -n '__memscaler_at config show' -l loader-python -r -F -d 'The python that has bcc; "auto": ours if it has, else /usr/bin/python3'
+
+# memscaler config schema
+complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show this message and exit'
+
+# memscaler help
+complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify hold unhold park pause resume release reload doctor config help'

@@ -1,0 +1,1 @@
+"""Shell completion, written out: one module per shell."""
