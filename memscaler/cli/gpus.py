@@ -62,23 +62,16 @@ def gpus(
 def _look(driver: Driver, settings: Settings, journal: Journal) -> tuple[tuple[Card, ...], tuple[LostDevice, ...]]:
     """Those that answer and those that do not: one broken GPU must not hide the others."""
     from memscaler.core.errors import GpuError
+    from memscaler.daemon.targets import wanted_lever
     from memscaler.gpu.inventory import LostDevice
 
     cards, lost = [], list(driver.lost)
     for device in driver.gpus:
         try:
-            cards.append(_card(device, _forced(device, driver, settings), journal))
+            cards.append(_card(device, wanted_lever(device, driver, settings), journal))
         except GpuError as error:
             lost.append(LostDevice(device.identity.index, str(error)))
     return tuple(cards), tuple(lost)
-
-
-def _forced(device: Device, driver: Driver, settings: Settings) -> str:
-    """The lever that the configuration asks for on this GPU."""
-    from memscaler.config.load import for_gpu
-    from memscaler.gpu.inventory import resolve
-
-    return for_gpu(settings, [name for name in settings.gpus if resolve(name, driver.gpus) == device]).lever
 
 
 def _card(device: Device, wanted: str, journal: Journal) -> Card:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import textwrap
 from typing import TYPE_CHECKING, Annotated
@@ -42,16 +41,13 @@ def ports(
         raise PermissionMissing("only root can see which processes of others listen where")
 
     from memscaler.cli.simulated import simulate as start_simulation
-    from memscaler.core.errors import GpuError
+    from memscaler.daemon import targets
     from memscaler.daemon.discovery import look
     from memscaler.gpu.inventory import open_driver
 
     start_simulation(settings.simulate, settings.runtime_dir)
     with open_driver() as driver:
-        contexts = {}
-        for device in driver.gpus:
-            with contextlib.suppress(GpuError):  # it does not answer: nobody can tell who uses it
-                contexts[device.identity.uuid] = device.processes()
+        contexts = targets.contexts(driver)
         names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
         found = look(settings.watches, discover=True, gpu_processes=contexts, name_gpu=names.__getitem__, thorough=True)
         gpus = {each: _gpus(each, driver) for each in found}

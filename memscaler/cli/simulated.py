@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def simulate(boards: tuple[str, ...], runtime_dir: Path) -> None:
-    """Put the simulated driver in the real one's place, before anything opens the driver."""
-    if boards:
-        from memscaler.simulator import start
+def simulate(boards: tuple[str, ...], runtime_dir: Path) -> dict[str, str]:
+    """Put the simulated driver in the real one's place, before anything opens the driver.
 
-        start(boards, runtime_dir)
+    Returns the environment with which child processes find it, too.
+    """
+    if not boards:
+        return {}
+    from memscaler.simulator import start
+
+    return start(boards, runtime_dir)

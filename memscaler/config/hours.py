@@ -18,7 +18,8 @@ _TIMES = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 class Window:
     """On these days (0: Monday) from `begin_min` on, minutes after midnight; up to `end_min`, which may be past it.
 
-    0 <= begin_min < 1440, begin_min < end_min <= begin_min + 1440. str() reads back as the same window.
+    0 <= begin_min < 1440, begin_min < end_min < begin_min + 1440, or a whole day, from 0 to 1440. str() reads back as
+    the same window.
     """
 
     days: frozenset[int]

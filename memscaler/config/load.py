@@ -5,7 +5,6 @@ Everything is checked before anything is refused, so that an operator sees all t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memscaler.config import toml, values
+from memscaler.config.environment import nearest
 from memscaler.config.ports import (
+    UNKNOWN,
     Watch,
     check_distinct,
     check_gpu,
@@ -80,7 +81,45 @@ def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Set
     return _load(flags, environ, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A configuration that was looked at. file: None if there is none; settings: None if there are problems.
+
+    distrust: why `load` would not read the file from where it is; as problems and without it, sentences.
+    """
+
+    file: Path | None
+    settings: Settings | None
+    problems: tuple[str, ...]
+    distrust: str = ""
+    remedy: str = ""
+
+
+def examine(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Examined:
+    """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing."""
+    source = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    document, problems, distrust = None, [], None
+    if source is not None:
+        try:
+            document = toml.read(source, trusted=True)
+            distrust = toml.distrust(source)
+        except (ConfigError, OSError) as error:
+            problems.append(str(error))
+    found = _find(flags, environ, document)
+    problems += [sentence for _, sentence in found.problems]
+    settings = None if problems else _settled(found)
+    refusal = (str(distrust), distrust.hint) if distrust else ("", "")
+    return Examined(source, settings, tuple(problems), *refusal)
+
+
 def _load(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> Settings:
+    found = _find(flags, environ, document)
+    _refuse(found.problems)
+    return _settled(found)
+
+
+def _find(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> _Found:
+    """What flags, environment and file say, and what is wrong with it."""
     found = _Found()
     if document is not None:
         _from_file(document, found)
@@ -90,10 +129,9 @@ def _load(flags: Mapping[str, object], environ: Mapping[str, str], document: tom
         if raw not in (None, (), []):
             flag_name = _FLAG_NAMES.get(key, "--" + key.replace("_", "-"))
             found.take(BY_KEY[key], raw, flag_name, flag=True)
-    _refuse(found.problems)
     if found.origins.get("watch") != of_file:
         _forget_watch_tables(found)
-    return _settled(found)
+    return found
 
 
 def _forget_watch_tables(found: _Found) -> None:
@@ -157,6 +195,7 @@ def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
             found.read(check_distinct, [*good, watch], document.origin("watch", nth, "port"))
             good.append(watch)
             found.ports[watch.scope, watch.port] = own
+            found.origins[f"watch.{replace(watch, gpus=())}"] = document.origin("watch", nth, "gpus")
     found.values["watches"] = tuple(good)
     found.origins["watch"] = document.origin("watch", 0)
 
@@ -166,8 +205,8 @@ def _watch(fields: Fields, nth: int, document: toml.Document, found: _Found) -> 
     before = len(found.problems)
     origins = {key: document.origin("watch", nth, key) for key in _OF_WATCH}
     port = found.read(_port, fields.get("port"), origins["port"])
-    scope = found.read(partial(_scope, port or 0), fields.get("scope", str(HOST)), origins["scope"])
-    behind = str(Watch(port or 0, scope=scope or HOST))
+    scope = found.read(partial(_scope, port), fields.get("scope", str(HOST)), origins["scope"])
+    behind = UNKNOWN if port is None else str(Watch(port, scope=scope or HOST))
     gpus = found.read(partial(_gpus, behind), fields.get("gpus", []), origins["gpus"])
     if port is None or scope is None or gpus is None:
         return None
@@ -182,9 +221,9 @@ def _port(raw: object) -> int:
     return parse_port(raw)
 
 
-def _scope(port: int, raw: object) -> Scope:
+def _scope(port: int | None, raw: object) -> Scope:
     if not isinstance(raw, str):
-        raise ValueError(f'port {port}: scope is a text, as in scope = "container:web"')
+        raise ValueError(f'port {port or UNKNOWN}: scope is a text, as in scope = "container:web"')
     return parse_scope(raw, port)
 
 
@@ -196,12 +235,10 @@ def _gpus(behind: str, raw: object) -> tuple[str, ...]:
 
 def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
     for name, entry in raw.items() if isinstance(raw, dict) else [("gpu", raw)]:
-        try:
-            check_gpu(name)
-            fields = values.table(entry)
-        except ValueError as err:
-            found.problems.append((False, f"{document.origin('gpu', name)}: {err}"))
-            continue
+        origin = document.origin("gpu", name)
+        found.read(check_gpu, name, origin)
+        fields = found.read(values.table, entry, origin) or {}
+        found.origins[f"gpu.{name}"] = origin
         found.gpus[name] = _own(fields, _PER_GPU, ("gpu", name), f"gpu.{name}", document, found)
 
 
@@ -223,8 +260,8 @@ def _own(
 
 
 def _unknown(key: str, known: Iterable[str], origin: str) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    hint = " in this table" if key in BY_KEY else f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(key, known)
+    hint = " in this table" if key in BY_KEY else f" (did you mean {near!r}?)" if near else ""
     return f"{origin}: unknown key {key!r}{hint}"
 
 

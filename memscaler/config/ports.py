@@ -24,14 +24,16 @@ from dataclasses import dataclass
 from memscaler.core.watch import HOST, SCOPE_KINDS, Scope
 
 MAX_PORT = 65535
+UNKNOWN = "PORT"  # stands for a port that is no port
 MAX_PID = 1 << 22
 MAX_COLONS = 255  # behind the "@": each may be the one where the GPUs begin
 MAX_CHARS = 8192  # behind the "@"; a path may have 4096
 
-_INDEX = r"(?:gpu)?\d+"
-_UUID = r"gpu-[0-9a-f-]{4,}"  # a beginning; a shorter one is rather a slip of the pen: gpu-1
-_PCI = r"(?:[0-9a-f]{1,8}:)?[0-9a-f]{1,2}:[0-9a-f]{1,2}\.[0-7]"
-_GPU = re.compile(f"{_INDEX}|{_UUID}|{_PCI}", re.IGNORECASE | re.ASCII)
+_INDEX = r"(?:[Gg][Pp][Uu])?[0-9]+"
+_UUID = r"[Gg][Pp][Uu]-[0-9a-fA-F-]{4,}"  # a beginning; a shorter one is rather a slip of the pen: gpu-1
+_PCI = r"(?:[0-9a-fA-F]{1,8}:)?[0-9a-fA-F]{1,2}:[0-9a-fA-F]{1,2}\.[0-7]"
+GPU_PATTERN = f"^(?:{_INDEX}|{_UUID}|{_PCI})$"  # without flags: it stands in the JSON Schema, too
+_GPU = re.compile(GPU_PATTERN)
 
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # what docker, podman, containerd and incus allow
 _UNIT = re.compile(r"[A-Za-z0-9_\\@-][A-Za-z0-9:_.\\@-]{0,254}")
@@ -90,14 +92,15 @@ def parse_port(text: str | int) -> int:
 
 def parse_gpus(words: Iterable[str], behind: str) -> tuple[str, ...]:
     """The GPUs named `behind` a port and its scope. Raise ValueError for an empty, malformed or repeated name."""
+    where = "" if behind == UNKNOWN else f"port {behind}: "
     gpus: dict[str, str] = {}
     for word in words:
         gpu = word.strip()
         if not gpu:
-            raise ValueError(f"port {behind}: a GPU is empty (write {behind}:gpu0 or {behind}:gpu0,gpu1)")
-        check_gpu(gpu, f"port {behind}: ")
+            raise ValueError(f"{where}a GPU is empty (write {behind}:gpu0 or {behind}:gpu0,gpu1)")
+        check_gpu(gpu, where)
         if gpu.lower() in gpus:
-            raise ValueError(f"port {behind}: {gpu} is named twice")
+            raise ValueError(f"{where}{gpu} is named twice")
         gpus[gpu.lower()] = gpu
     return tuple(gpus.values())
 
@@ -108,12 +111,15 @@ def check_gpu(gpu: str, where: str = "") -> None:
         raise ValueError(f"{where}{gpu!r} names no GPU (write gpu0, GPU-<uuid> or a PCI address such as 0000:3b:00.0)")
 
 
-def parse_scope(text: str, port: int) -> Scope:
-    """A scope without GPUs, as the file has it: "container:web" or "host". Raise ValueError with a sentence."""
+def parse_scope(text: str, port: int | None) -> Scope:
+    """A scope without GPUs, as the file has it: "container:web" or "host". Raise ValueError with a sentence.
+
+    port: for the sentence; None: nobody knows.
+    """
     scope, words = _place(text.strip(), port)
     if words:
         gpus = ", ".join(f'"{word.strip()}"' for word in words)
-        raise ValueError(f"port {port}: {text.strip()!r} names GPUs (write them as gpus = [{gpus}])")
+        raise ValueError(f"{_of(port)}{text.strip()!r} names GPUs (write them as gpus = [{gpus}])")
     return scope
 
 
@@ -143,17 +149,22 @@ def check_distinct(watches: Iterable[Watch]) -> None:
 # ---- scopes ---------------------------------------------------------------------------------------------------------
 
 
-def _place(text: str, port: int) -> tuple[Scope, list[str]]:
+def _of(port: int | None) -> str:
+    """The beginning of a sentence about this port."""
+    return "" if port is None else f"port {port}: "
+
+
+def _place(text: str, port: int | None) -> tuple[Scope, list[str]]:
     """What stands behind the "@": the scope, and the words of the GPU list."""
     kind, colon, rest = text.partition(":")
     if text.count(":") > MAX_COLONS or len(text) > MAX_CHARS:
-        raise ValueError(f"port {port}: {text[:40]!r}... is too long for a scope and its GPUs")
+        raise ValueError(f"{_of(port)}{text[:40]!r}... is too long for a scope and its GPUs")
     if kind == str(HOST):
         return HOST, rest.split(",") if colon else []
     if kind not in _NAME:
-        raise ValueError(f"port {port}: {_no_kind(kind, text, port)}")
+        raise ValueError(f"{_of(port)}{_no_kind(kind, text, port or 8080)}")
     if not rest:
-        raise ValueError(f"port {port}: {text!r} lacks a name (write {_EXAMPLE[kind]})")
+        raise ValueError(f"{_of(port)}{text!r} lacks a name (write {_EXAMPLE[kind]})")
     cuts = [(rest[: colon.start()], rest[colon.end() :]) for colon in re.finditer(":", rest)]
     good = [(scope, tail) for name, tail in cuts if (scope := _scope(kind, name))]
     for scope, tail in good:
@@ -164,7 +175,7 @@ def _place(text: str, port: int) -> tuple[Scope, list[str]]:
     if good:  # a name, and behind it what must have been meant as GPUs: the caller says what is wrong with them
         return good[0][0], good[0][1].split(",")
     name = next((name for name, tail in cuts if _are_gpus(tail)), rest)
-    raise ValueError(f"port {port}: {_complaint(kind, name)}")
+    raise ValueError(f"{_of(port)}{_complaint(kind, name)}")
 
 
 def _scope(kind: str, name: str) -> Scope | None:

@@ -15,11 +15,12 @@ from typing import Any
 from memscaler.config import hours, values
 from memscaler.config.hours import Window
 from memscaler.config.ports import Watch, check_distinct, parse_watch
-from memscaler.config.values import Address, Parse
+from memscaler.config.values import Address, Kind
 from memscaler.core.watch import Quiet, Scope, WatchSettings
 
 ENV_PREFIX = "MEMSCALER_"
 DEFAULT_FILE = Path("/etc/memscaler/config.toml")
+CONTROL_SOCKET = "control.sock"  # in the runtime directory; here, so that who only asks need not load the server
 MAX_TOUCH_BYTES = 1 << 30
 LEVERS = ("auto", "memory-clock", "graphics-clock", "pstate")
 
@@ -35,7 +36,7 @@ class Option:
     key: str
     default: str
     help: str
-    parse: Parse
+    parse: Kind[Any]
     per_gpu: bool
     per_watch: bool
     env: tuple[str, ...]
@@ -43,7 +44,7 @@ class Option:
 
 def option(
     default: str,
-    parse: Parse,
+    parse: Kind[Any],
     *,
     help: str,  # noqa: A002
     per_gpu: bool = False,
@@ -57,12 +58,16 @@ def option(
     return field(default=parse(default) if default else (), metadata=meta)
 
 
-def watches(raw: object) -> tuple[Watch, ...]:
+def _watches(raw: object) -> tuple[Watch, ...]:
     """Watches from flags and variables, specifications parted by blanks; the file has [[watch]] tables instead."""
     specs = raw if isinstance(raw, (list, tuple)) else str(raw).split()
     found = tuple(parse_watch(str(spec)) for spec in specs)
     check_distinct(found)
     return found
+
+
+WATCHES = Kind(_watches, values.LIST, lambda found: list(map(str, found)))
+WINDOWS = Kind(hours.parse_windows, values.LIST, lambda found: list(map(str, found)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Settings:
 
     watches: tuple[Watch, ...] = option(
         "",
-        watches,
+        WATCHES,
         # Not MEMSCALER_PORT: Kubernetes sets that by itself for a service of our name.
         key="watch",
         help="Ports whose connections count, and the GPUs behind them: 8080:gpu0, 8080:gpu0,gpu1 or 8080; "
@@ -114,13 +119,13 @@ class Settings:
     )
     never_park: tuple[Window, ...] = option(
         "",
-        hours.parse_windows,
+        WINDOWS,
         per_gpu=True,
         help='Times of the week at which nothing is parked, e.g. "Mon-Fri 09:00-18:00".',
     )
     quiet_hours: tuple[Window, ...] = option(
         "",
-        hours.parse_windows,
+        WINDOWS,
         per_gpu=True,
         help='Times of the week at which quiet_idle_after is the idle time, e.g. "22:00-06:00".',
     )
@@ -188,6 +193,12 @@ class Settings:
         values.path,
         env="RUNTIME_DIRECTORY",  # set by systemd
         help="Where the journal of parked GPUs and the lock file are.",
+    )
+    state_dir: Path = option(
+        "/var/lib/memscaler",
+        values.path,
+        env="STATE_DIRECTORY",  # set by systemd
+        help="Where it is kept what was saved, over restarts. With simulate the default is the runtime directory.",
     )
     dry_run: bool = option("false", values.switch, help="Watch and decide, but only log what would be parked.")
     simulate: tuple[str, ...] = option("", values.words, help="Boards of the simulated driver to use, e.g. a40,p40.")

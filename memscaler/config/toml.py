@@ -16,6 +16,8 @@ _HEADER = re.compile(r"""^\s*(\[\[?)((?:[^]\[#"']|"[^"]*"|'[^']*')+)\]\]?\s*(?:#
 _KEY = re.compile(r"""^\s*("[^"]*"|'[^']*'|[A-Za-z0-9_-]+)\s*=""")
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
+_PLACE = re.compile(r"\(at line (\d+), (column \d+)\)")
+
 MOST_BYTES = 1 << 20
 
 Where = tuple[str | int, ...]
@@ -30,7 +32,10 @@ class Document:
         try:
             self.data: dict[str, Any] = tomllib.loads(text)
         except ValueError as err:  # also a number of thousands of digits, which tomllib leaves to Python
-            raise ConfigError(f"{file} is not TOML: {err}") from err
+            place = _PLACE.search(str(err))  # tomllib tells the line in its sentence only
+            line = place[1] if place else max(len(text.splitlines()), 1)
+            message = _PLACE.sub(r"(\2)", str(err))
+            raise ConfigError(f"{file}:{line}: not TOML: {message}") from err
         except RecursionError as err:
             raise ConfigError(f"{file} is nested too deeply") from err
 
@@ -42,10 +47,13 @@ class Document:
         return str(self.file)
 
 
-def read(file: Path) -> Document:
-    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted."""
+def read(file: Path, *, trusted: bool = False) -> Document:
+    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted.
+
+    trusted: whoever may have written it. For looking only.
+    """
     try:
-        return Document(file, _text(file))
+        return Document(file, _text(file, trusted=trusted))
     except PermissionError as err:
         raise PermissionMissing(f"{file}: {err.strerror}") from err
     except OSError as err:
@@ -54,8 +62,21 @@ def read(file: Path) -> Document:
         raise ConfigError(f"{file} is not UTF-8 text") from err
 
 
-def _text(file: Path) -> str:
-    """What it says decides what root does, so nobody but root and who runs this may write it or put another there."""
+def distrust(file: Path) -> ConfigError | None:
+    """Why `read` would not trust this file or its folder; None: it would. Raise OSError if it is not there.
+
+    What it says decides what root does, so nobody but root and who runs this may write it or put another there.
+    """
+    folder = file.resolve().parent
+    for path in (file, folder):
+        try:
+            _check_trust(path, path.stat())
+        except ConfigError as error:
+            return error
+    return None
+
+
+def _text(file: Path, *, trusted: bool) -> str:
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
     with os.fdopen(descriptor, "rb") as opened:
         status = os.fstat(opened.fileno())
@@ -63,9 +84,10 @@ def _text(file: Path) -> str:
             raise ConfigError(f"{file} is not a file")
         if status.st_size > MOST_BYTES:
             raise ConfigError(f"{file} is larger than {MOST_BYTES >> 10} KiB")
-        _check_trust(file, status)
-        folder = file.resolve().parent
-        _check_trust(folder, folder.stat())
+        if not trusted:
+            _check_trust(file, status)
+            folder = file.resolve().parent
+            _check_trust(folder, folder.stat())
         return opened.read(MOST_BYTES + 1).decode("utf-8")
 
 

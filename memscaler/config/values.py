@@ -1,19 +1,28 @@
-"""Words to values: each function takes what a flag, a variable or TOML holds, and raises ValueError with a sentence."""
+"""Words to values: each kind takes what a flag, a variable or TOML holds, and raises ValueError with a sentence."""
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+Value = TypeVar("Value")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Parse = Callable[[object], object]
 
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_ANY_DURATION = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*([0-9]+(\.[0-9]+)?\s*([NnUuMm]?[Ss]|[Mm]|[Mm][Ii][Nn]|[Hh]|[Dd])?\s*)+$"},
+    ]
+}
+LIST = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
 _LONGEST_S = 366 * 86400.0
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -31,32 +40,76 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def duration_s(minimum_s: float) -> Callable[[object], float]:
-    """A time in seconds: 1.5, "90s", "500ms", "2m", "1h"; at least `minimum_s`."""
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Value]):
+    """What a setting may be.
+
+    parse: reads it. schema: what may stand in the file, as JSON Schema. write: what to write in the file for a value.
+    """
+
+    parse: Callable[[object], Value]
+    schema: Mapping[str, object]
+    write: Callable[[Value], object] = str
+
+    def __call__(self, raw: object) -> Value:
+        """Raise ValueError with a sentence."""
+        return self.parse(raw)
+
+
+def duration_s(minimum_s: float) -> Kind[float]:
+    """A time in seconds: 1.5, "90s", "500ms", "2m", "1h30m", "2d"; at least `minimum_s`."""
 
     def parse(raw: object) -> float:
-        match = _DURATION.fullmatch(str(raw).strip())
-        unit = match and (match[2].lower() or "s")
-        if isinstance(raw, bool) or match is None or unit not in _UNITS_S:
+        seconds = _seconds(str(raw).strip())
+        if isinstance(raw, bool) or seconds is None:
             raise ValueError(f"{raw!r} is not a time (write 60s, 500ms, 2m or 1.5)")
-        seconds = round(float(match[1]) * _UNITS_S[unit], 9)  # whole nanoseconds
         if not minimum_s <= seconds <= _LONGEST_S:
             bound = f"at least {minimum_s:g} s" if seconds < minimum_s else "at most a year"
             raise ValueError(f"{raw!r} is out of range: {bound}")
         return seconds
 
-    return parse
+    return Kind(parse, _ANY_DURATION, write_duration)
 
 
-_any_duration_s = duration_s(0)
+def _seconds(text: str) -> float | None:
+    """Amounts with units, the larger before the smaller, or one number without; None: it is no such thing."""
+    seconds, at, last_s = 0.0, 0, float("inf")
+    while at < len(text) or not at:
+        amount = _AMOUNT.match(text, at)
+        unit = amount and amount[2].lower()
+        if amount is None or not (unit or amount[0] == text):
+            return None
+        size_s = _UNITS_S.get(unit or "s", last_s)
+        if size_s >= last_s:  # unknown, twice, or in the wrong order
+            return None
+        seconds, at, last_s = seconds + float(amount[1]) * size_s, amount.end(), size_s
+    return round(seconds, 9)  # whole nanoseconds
 
 
-def duration_or_off_s(raw: object) -> float:
-    """A time in seconds; "off" is 0."""
+def write_duration(seconds: float) -> str:
+    """In the largest unit that makes it a whole number; a minute is 60s."""
+    left_ns = round(seconds * 1e9)
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        amount, rest_ns = divmod(left_ns, round(_UNITS_S[unit] * 1e9))
+        if amount and not rest_ns and (unit, amount) != ("m", 1):
+            return f"{amount}{unit}"
+    return f"{left_ns}ns" if left_ns else "0s"
+
+
+def _duration_or_off_s(raw: object) -> float:
     return 0.0 if raw is False or str(raw).strip().lower() == "off" else _any_duration_s(raw)
 
 
-def whole(minimum: int, maximum: int) -> Parse:
+_any_duration_s = duration_s(0)
+duration_or_off_s = Kind(
+    _duration_or_off_s,
+    {"anyOf": [*_ANY_DURATION["anyOf"], {"enum": ["off", False]}]},
+    lambda seconds: write_duration(seconds) if seconds else "off",
+)
+"""A time in seconds; "off" is 0."""
+
+
+def whole(minimum: int, maximum: int) -> Kind[int]:
     """A whole number from `minimum` to `maximum`."""
 
     def parse(raw: object) -> int:
@@ -67,11 +120,10 @@ def whole(minimum: int, maximum: int) -> Parse:
             raise ValueError(f"{raw!r} is out of range ({minimum}-{maximum})")
         return int(digits)
 
-    return parse
+    return Kind(parse, {"type": "integer", "minimum": minimum, "maximum": maximum}, int)
 
 
-def switch(raw: object) -> bool:
-    """A truth value."""
+def _switch(raw: object) -> bool:
     if isinstance(raw, bool):
         return raw
     word = str(raw).strip().lower()
@@ -80,26 +132,31 @@ def switch(raw: object) -> bool:
     return word in _TRUE
 
 
-def choice(*allowed: str) -> Parse:
+switch = Kind(_switch, {"type": "boolean"}, bool)
+"""A truth value."""
+
+
+def choice(*allowed: str) -> Kind[str]:
     """One of the words."""
 
     def parse(raw: object) -> str:
         word = str(raw).strip().lower()
         if word not in allowed:
-            raise ValueError(f"{raw!r} is none of {', '.join(allowed)}")
+            near = difflib.get_close_matches(word, allowed, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{raw!r} is none of {', '.join(allowed)}{hint}")
         return word
 
-    return parse
+    return Kind(parse, {"enum": list(allowed)})
 
 
-def member(kind: type[StrEnum]) -> Parse:
+def member(kind: type[StrEnum]) -> Kind[Any]:
     """A member of the enumeration, by its value."""
     word = choice(*kind)
-    return lambda raw: kind(str(word(raw)))
+    return Kind(lambda raw: kind(word(raw)), word.schema)
 
 
-def prefixes(raw: object) -> tuple[str, ...]:
-    """Prefixes of addresses, in TOML's list or parted by commas or blanks; in one spelling, and each once."""
+def _prefixes(raw: object) -> tuple[str, ...]:
     texts = raw if isinstance(raw, (list, tuple)) else [raw]
     found = [_prefix(word) for text in texts for word in re.split(r"[,\s]+", str(text)) if word]
     v4 = ipaddress.collapse_addresses(each for each in found if isinstance(each, ipaddress.IPv4Network))
@@ -132,20 +189,29 @@ def _prefix(word: str) -> Network:
     return network
 
 
-def path(raw: object) -> Path:
-    """An absolute path."""
+prefixes = Kind(_prefixes, LIST, list)
+"""Prefixes of addresses, in TOML's list or parted by commas or blanks; in one spelling, and each once."""
+
+
+def _path(raw: object) -> Path:
     if not isinstance(raw, (str, Path)) or not Path(raw).is_absolute() or "\0" in str(raw):
         raise ValueError(f"{str(raw)!r} is not an absolute path")
     return Path(raw)
 
 
-def path_or_auto(raw: object) -> Path | None:
-    """An absolute path; "auto" is None."""
-    return None if raw == "auto" else path(raw)
+path = Kind(_path, {"type": "string", "pattern": "^/"})
+"""An absolute path."""
 
 
-def words(raw: object) -> tuple[str, ...]:
-    """A list of words, in TOML or parted by commas."""
+path_or_auto: Kind[Path | None] = Kind(
+    lambda raw: None if raw == "auto" else _path(raw),
+    {"type": "string", "pattern": "^(/.*|auto)$"},
+    lambda value: str(value or "auto"),
+)
+"""An absolute path; "auto" is None."""
+
+
+def _words(raw: object) -> tuple[str, ...]:
     parts = raw if isinstance(raw, (list, tuple)) else str(raw).split(",")
     found = tuple(str(part).strip() for part in parts)
     if not all(found):
@@ -153,8 +219,11 @@ def words(raw: object) -> tuple[str, ...]:
     return found
 
 
-def address_or_off(raw: object) -> Address | None:
-    """HOST:PORT or [V6]:PORT; "off" is None."""
+words = Kind(_words, LIST, list)
+"""A list of words, in TOML or parted by commas."""
+
+
+def _address_or_off(raw: object) -> Address | None:
     text = str(raw).strip()
     if raw is False or text.lower() == "off":
         return None
@@ -164,6 +233,14 @@ def address_or_off(raw: object) -> Address | None:
     if not (sane and port.isascii() and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004 - the last port
         raise ValueError(f"{text!r} is no address to listen on (write 127.0.0.1:9823, [::1]:9823 or off)")
     return Address(bare, int(port))
+
+
+address_or_off = Kind(
+    _address_or_off,
+    {"anyOf": [{"type": "string", "pattern": "^.+:[0-9]+$|^[Oo][Ff][Ff]$"}, {"const": False}]},
+    lambda value: str(value or "off"),
+)
+"""HOST:PORT or [V6]:PORT; "off" is None."""
 
 
 def table(raw: object) -> Mapping[str, object]:

@@ -74,8 +74,13 @@ def _rivals(processes: Processes, pid: int) -> Iterator[Rival]:
 
 def needs_no_parking(pid: int, proc: Path = PROC) -> bool:
     """True if this server was told not to raise clocks merely because it has a CUDA context (driver 580.105.08)."""
+    return NO_BOOST in (environment(pid, proc) or ())
+
+
+def environment(pid: int, proc: Path = PROC) -> list[bytes] | None:
+    """The variables that a process was started with; None if it is gone or not ours to look at."""
     try:
         with (proc / str(pid) / "environ").open("rb") as file:
-            return NO_BOOST in file.read(ENVIRON_BYTES).split(b"\0")
+            return file.read(ENVIRON_BYTES).split(b"\0")
     except OSError:
-        return False
+        return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from memscaler.config.load import for_gpu
 from memscaler.config.ports import Watch
 from memscaler.config.schema import GpuSettings, Settings
-from memscaler.core.errors import GpuUnsupported, Unavailable, UsageError
+from memscaler.core.errors import ConfigError, GpuError, GpuUnsupported, Unavailable, UsageError
 from memscaler.gpu.capability import Choice, choose
 from memscaler.gpu.inventory import Device, Driver, resolve
 
 log = structlog.get_logger()
 
+FLAG = "--"  # how the origin of a flag begins
 Named = Mapping[Watch, tuple[str, ...]]
 
 
@@ -34,25 +36,47 @@ class Governed:
 
 
 def find_named(settings: Settings, driver: Driver) -> Named:
-    """The watches whose GPUs the operator has named -> UUIDs. Raise UsageError for a GPU that is not there.
+    """The watches whose GPUs the operator has named -> UUIDs.
+
+    Raise UsageError for a GPU that is not there, or ConfigError with its place if no flag has named it.
 
     A GPU that has fallen off the bus must not keep the others from being governed: it is left out, with an error.
     """
-    return {
-        watch: tuple(dict.fromkeys(device.identity.uuid for device in _present(watch.gpus, driver)))
-        for watch in settings.watches
-        if watch.gpus
-    }
+    named = {}
+    for watch in settings.watches:
+        if watch.gpus:
+            place = settings.origins.get(f"watch.{replace(watch, gpus=())}", settings.origins.get("watch", FLAG))
+            devices = _present(watch.gpus, driver, place)
+            named[watch] = tuple(dict.fromkeys(device.identity.uuid for device in devices))
+    return named
 
 
-def _present(specs: Iterable[str], driver: Driver) -> Iterator[Device]:
+def _present(specs: Iterable[str], driver: Driver, place: str) -> Iterator[Device]:
+    """place: where they are named."""
     for spec in specs:
         try:
             yield resolve(spec, driver.gpus, driver.lost)
         except UsageError as error:
             if not driver.lost:
-                raise
+                if place.startswith(FLAG):
+                    raise
+                raise ConfigError(f"{place}: {error}", hint=error.hint) from error
             log.error("gpu.left_out", gpu=spec, err=str(error), lost=[lost.reason for lost in driver.lost])
+
+
+def contexts(driver: Driver) -> dict[str, frozenset[int]]:
+    """UUID -> the pids that have a context there. A GPU that does not answer has no users just now."""
+    found = {}
+    for device in driver.gpus:
+        with contextlib.suppress(GpuError):
+            found[device.identity.uuid] = device.processes()
+    return found
+
+
+def wanted_lever(device: Device, driver: Driver, settings: Settings) -> str:
+    """The lever that the configuration asks for on this GPU. Raise UsageError if it names a GPU that is not there."""
+    names = [name for name in settings.gpus if resolve(name, driver.gpus, driver.lost) == device]
+    return for_gpu(settings, names).lever
 
 
 def find_governed(settings: Settings, driver: Driver, named: Named) -> dict[str, Governed]:
@@ -60,7 +84,11 @@ def find_governed(settings: Settings, driver: Driver, named: Named) -> dict[str,
 
     Raise Unavailable if none of them can be parked.
     """
-    overrides = {device.identity.uuid: name for name in settings.gpus for device in _present([name], driver)}
+    overrides = {
+        device.identity.uuid: name
+        for name in settings.gpus
+        for device in _present([name], driver, settings.origins.get(f"gpu.{name}", FLAG))
+    }
     finds_out = settings.discover or len(named) < len(settings.watches)
     wanted = {uuid for uuids in named.values() for uuid in uuids}
     governed = {}

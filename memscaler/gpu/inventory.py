@@ -109,6 +109,14 @@ class Device:
         """The pids that have a compute context on the GPU; none where the driver does not tell."""
         return _or_none(nvml.compute_processes, self.handle) or frozenset()
 
+    def persistence_mode(self) -> bool | None:
+        """None: the driver does not tell."""
+        return _or_none(nvml.persistence_mode, self.handle)
+
+    def display_active(self) -> bool | None:
+        """None: the driver does not tell."""
+        return _or_none(nvml.display_active, self.handle)
+
     def memory_used_bytes(self) -> int | None:
         return _or_none(nvml.memory_used_bytes, self.handle)
 

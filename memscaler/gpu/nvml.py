@@ -197,6 +197,14 @@ def driver_version() -> str:
         return ""
 
 
+def library_version() -> str:
+    """Of NVML itself, for example "12.580.95.05"; "" if it does not tell."""
+    try:
+        return str(ask("nvmlSystemGetNVMLVersion"))
+    except GpuError:
+        return ""
+
+
 def count() -> int:
     """How many GPUs the driver knows, the lost ones included."""
     return int(ask("nvmlDeviceGetCount"))
@@ -331,6 +339,16 @@ def utilization_ratio(gpu: Handle) -> float:
 def temperature_c(gpu: Handle) -> int:
     """Degrees Celsius."""
     return int(ask("nvmlDeviceGetTemperature", gpu, TEMPERATURE_GPU))
+
+
+def persistence_mode(gpu: Handle) -> bool:
+    """True if the driver keeps the GPU initialised while nobody uses it."""
+    return bool(ask("nvmlDeviceGetPersistenceMode", gpu))
+
+
+def display_active(gpu: Handle) -> bool:
+    """True if a screen shows what this GPU draws."""
+    return bool(ask("nvmlDeviceGetDisplayActive", gpu))
 
 
 def memory_used_bytes(gpu: Handle) -> int:

@@ -21,6 +21,7 @@ from memscaler.kernel.loader import BPF_CGROUP_SOCK_OPS
 
 DISTRIBUTION_PYTHON = "/usr/bin/python3"
 LOADER = Path(__file__).with_name("loader.py")
+CLEAN = {"PATH": os.defpath, "LANG": "C.UTF-8"}  # the loader's environment
 LOAD_TIMEOUT_S = 60.0  # 0.2 s here; 4 s in an emulated machine
 _MESSAGE_BYTES = 64 * 1024
 _MAX_FDS = 32
@@ -105,9 +106,8 @@ def load(
     _check_clock()
     options = {"max_connections": max_connections, "max_watches": MAX_WATCHES}
     options |= {f"without_{name}": True for name in without}
-    pythons = [loader_python] if loader_python else list(dict.fromkeys([sys.executable, DISTRIBUTION_PYTHON]))
     failure: MemscalerError = KernelUnavailable("no python to run the BPF loader with")
-    for python in pythons:
+    for python in pythons(loader_python):
         try:
             answer, fds = _run(python, bpf_dir, options)
         except OSError as error:
@@ -127,6 +127,28 @@ def load(
         if answer["error"] != "no-bcc":
             break
     raise failure
+
+
+def pythons(loader_python: str = "") -> tuple[str, ...]:
+    """The interpreters that may have bcc, in the order in which they are tried."""
+    return (loader_python,) if loader_python else tuple(dict.fromkeys([sys.executable, DISTRIBUTION_PYTHON]))
+
+
+def bcc_version(python: str, timeout_s: float) -> str:
+    """Of the bcc that this interpreter imports when it runs the loader. Raise KernelUnavailable with the reason."""
+    command = [python, "-I", "-c", "import bcc; print(bcc.__version__)"]
+    try:
+        tried = subprocess.run(  # noqa: S603  # an interpreter that the operator chose
+            command, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL, env=CLEAN
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelUnavailable(f"{python} does not import bcc within {timeout_s:.0f} s") from error
+    except OSError as error:
+        raise KernelUnavailable(f"cannot run {python}: {error.strerror}") from error
+    if tried.returncode:
+        last = (tried.stderr.strip().splitlines() or [f"status {tried.returncode}"])[-1]
+        raise KernelUnavailable(f"{python} cannot import bcc ({last})")
+    return tried.stdout.strip()
 
 
 def _check_clock() -> None:
@@ -149,7 +171,7 @@ def _run(python: str, bpf_dir: Path, options: Mapping[str, object]) -> tuple[dic
     with ours, theirs:
         command = [python, "-I", str(LOADER), str(theirs.fileno()), str(bpf_dir), json.dumps(options)]
         child = subprocess.Popen(  # noqa: S603  # our own script, an interpreter that the operator chose
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={"PATH": os.defpath, "LANG": "C.UTF-8"}
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=CLEAN
         )
         theirs.close()
         try:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from memscaler.core.errors import ConfigError
+from memscaler.core.errors import ConfigError, KernelUnavailable
 from memscaler.core.model import Reading
 from memscaler.core.watch import Quiet, WatchSettings
 from memscaler.kernel.attachment import Attachment
@@ -453,6 +453,18 @@ class Ledger:
 def own_namespace() -> SockDiag:
     """The namespace that this process runs in."""
     return SockDiag()
+
+
+def require_sock_diag() -> None:
+    """Raise KernelUnavailable if the kernel cannot be asked for sockets at all."""
+    try:
+        diag = own_namespace()
+        try:
+            diag.listeners()
+        finally:
+            diag.close()
+    except OSError as error:
+        raise KernelUnavailable(f"sock_diag does not answer: {error}", hint="modprobe tcp_diag") from error
 
 
 def _open(watch: Watch, slot: Slot) -> int:

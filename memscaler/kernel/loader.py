@@ -26,6 +26,8 @@ import tempfile
 from typing import Any, NamedTuple
 
 TRACEPOINT = "sock:inet_sock_set_state"
+FORMAT = "events/sock/inet_sock_set_state/format"
+TRACEPOINT_NEEDS = "it needs CONFIG_INET, CONFIG_FTRACE and CONFIG_ENABLE_DEFAULT_TRACERS or CONFIG_FUNCTION_TRACER"
 TRACEFS = "/sys/kernel/tracing"
 DEBUGFS_TRACING = "/sys/kernel/debug/tracing/events"
 PARANOID = "/proc/sys/kernel/perf_event_paranoid"
@@ -167,9 +169,9 @@ def import_bcc() -> Any:
     return BPF
 
 
-def kernel_version() -> tuple[int, int]:
-    """(major, minor) of "6.1.0-56-amd64" or "6.18-rc2+"."""
-    major, minor, *_ = re.findall(r"\d+", platform.release())
+def kernel_version(release: str = "") -> tuple[int, int]:
+    """(major, minor) of "6.1.0-56-amd64" or "6.18-rc2+"; of the running kernel."""
+    major, minor, *_ = re.findall(r"\d+", release or platform.release())
     return int(major), int(minor)
 
 
@@ -210,20 +212,30 @@ def check_permission() -> None:
     )
 
 
+def tracepoint_state(root: str = "/") -> str:
+    """Whether its format can be read: "ready"; else "absent" (from tracefs), "denied" or "unmounted"."""
+    folders = [os.path.join(root, path[1:]) for path in (TRACEFS, os.path.dirname(DEBUGFS_TRACING))]
+    if any(os.path.exists(os.path.join(folder, FORMAT)) for folder in folders):
+        return "ready"
+    if any(os.path.isdir(os.path.join(folder, "events")) for folder in folders):
+        return "absent"
+    denied = os.path.isdir(folders[0]) and not os.access(folders[0], os.R_OK | os.X_OK)
+    return "denied" if denied else "unmounted"
+
+
 def ensure_tracefs() -> bool:
     """True if tracefs had to be mounted. bcc reads the tracepoint's format from it."""
-    event = "events/" + TRACEPOINT.replace(":", "/") + "/format"
-    roots = (TRACEFS, os.path.dirname(DEBUGFS_TRACING))
-    if any(os.path.exists(os.path.join(root, event)) for root in roots):
+    state = tracepoint_state()
+    if state == "ready":
         return False
-    if any(os.path.isdir(os.path.join(root, "events")) for root in roots):
+    if state == "absent":
         raise LoadError(
             "no-tracepoint",
             f"this kernel has no tracepoint {TRACEPOINT}",
-            "it needs CONFIG_INET, CONFIG_FTRACE and CONFIG_ENABLE_DEFAULT_TRACERS or CONFIG_FUNCTION_TRACER",
+            TRACEPOINT_NEEDS,
         )
     check_permission()
-    if os.path.isdir(TRACEFS) and not os.access(TRACEFS, os.R_OK | os.X_OK):
+    if state == "denied":
         hint = "run as root, or grant CAP_DAC_READ_SEARCH"
         raise LoadError("no-permission", f"not permitted to read {TRACEFS}", hint)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -231,7 +243,7 @@ def ensure_tracefs() -> bool:
         why = os.strerror(ctypes.get_errno())
         hint = f"run: mount -t tracefs nodev {TRACEFS}"
         raise LoadError("no-tracefs", f"tracefs is not mounted and cannot be ({why})", hint)
-    if not os.path.exists(os.path.join(TRACEFS, event)):
+    if tracepoint_state() != "ready":
         hint = "it needs CONFIG_INET and tracing support"
         raise LoadError("no-tracepoint", f"this kernel has no tracepoint {TRACEPOINT}", hint)
     return True
@@ -243,14 +255,14 @@ def resource_limit() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def cgroup2_root() -> str | None:
+def cgroup2_root(root: str = "/") -> str | None:
     """Where the root of cgroup v2 is mounted (unified or hybrid), or None."""
-    with open("/proc/self/mounts") as mounts:
+    with open(os.path.join(root, "proc/self/mounts")) as mounts:
         for line in mounts:
             _, path, kind = line.split()[:3]
             # Only the true root has no cgroup.events. Attached to the root that a container sees, the hook would miss
             # everybody else's connections, and nobody would know.
-            if kind == "cgroup2" and not os.path.exists(os.path.join(path, "cgroup.events")):
+            if kind == "cgroup2" and not os.path.exists(os.path.join(root, path[1:], "cgroup.events")):
                 return path
     return None
 

@@ -9,6 +9,7 @@ from memscaler.simulator.binding import Remote
 _AUTOMATIC = 16  # NVAPI: the driver decides
 _XID = 0x8  # nvmlEventTypeXidCriticalError
 _DROPS_WHEN_IDLE = 1 << 7  # driver/state.h
+_SHOWS_DISPLAY = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,11 @@ class SimulatedBoard:
         """Whether the clocks fall by themselves although a context is resident, as on many GeForce boards."""
         flags = self._int("flags")
         self._set("flags", flags | _DROPS_WHEN_IDLE if drops else flags & ~_DROPS_WHEN_IDLE)
+
+    def set_display(self, active: bool) -> None:  # noqa: FBT001
+        """Whether a screen hangs on it."""
+        flags = self._int("flags")
+        self._set("flags", flags | _SHOWS_DISPLAY if active else flags & ~_SHOWS_DISPLAY)
 
     def set_memory_switching(self, kind: int, min_interval_ms: int = 0) -> None:
         """NVML fields 298 (0 not supported, 1 deferred, 2 at run time) and 299."""

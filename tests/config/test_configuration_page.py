@@ -31,7 +31,7 @@ TAIL = """
 general value, also a list (`ignore = []`: nobody is ignored on this port), and goes before flags and variables, which
 are general values.
 
-- A *time* is `60s`, `500ms`, `2m`, `1h`, or seconds: `1.5`.
+- A *time* is `60s`, `500ms`, `2m`, `1h30m`, `2d`, or seconds: `1.5`.
 - A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`. As a flag it has no value.
 - A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`. `--port` and `--ignore` may be given several
   times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas, times of
@@ -40,12 +40,21 @@ are general values.
   on the clock of the machine.
 - An empty variable counts as not set.
 
+- A variable that begins with `MEMSCALER_` and that nobody reads is told with a warning: it is misspelt.
+
+| command | does |
+|---|---|
+| `memscaler config init` | prints a file to begin with: every setting with its default, commented out; `--output FILE` writes it |
+| `memscaler config check` | tells everything that is wrong with `FILE`, or with the one that `run` would read (exit code 78). Changes nothing; needs no root, no GPU and no free port |
+| `memscaler config show --origin` | the settings in force, each with the flag, variable or line that it comes from. Flags of `run` may follow |
+| `memscaler config schema` | the file's JSON Schema (draft 2020-12), for editors |
+
 The file decides what root does. So it has to belong to root, or to who runs memscaler, and nobody else may write it or
 its folder; otherwise it is refused.
 
 `memscaler reload` (or SIGHUP, `systemctl reload`) reads it anew: as a whole or not at all. GPUs that did not change are
 not touched. These need a restart, and refuse the reload: `metrics`, `settle_timeout`, `probe_servers`, `loader_python`,
-`runtime_dir`, `dry_run`, `simulate`, `log_format`, `log_level`.
+`runtime_dir`, `state_dir`, `dry_run`, `simulate`, `log_format`, `log_level`.
 
 ## Watches
 

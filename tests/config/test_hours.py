@@ -73,7 +73,7 @@ def test_what_is_no_time_of_the_week(text: str, problem: str) -> None:
 
 
 windows = st.builds(
-    lambda days, begin, length: Window(days, begin, begin + length),
+    lambda days, begin, length: Window(days, begin, begin + (length if begin == 0 else min(length, 1439))),
     st.frozensets(st.integers(0, 6), min_size=1),
     st.integers(0, 1439),
     st.integers(1, 1440),

@@ -134,7 +134,7 @@ def test_the_runtime_directory_of_systemd():
         ("gpu = 3", "config.toml:1: 'gpu' names no GPU"),
         ("[gpu.gpu0]\nmetrics = 'off'", "config.toml:2: unknown key 'metrics'"),
         ("[gpu.gpu0]\nidle_after = 'x'", "config.toml:2: 'x' is not a time"),
-        ("idle_after = ", "config.toml is not TOML"),
+        ("idle_after = ", "config.toml:1: not TOML: Invalid value (at end of document)"),
     ],
 )
 def test_mistakes_in_a_file(config, text, message):

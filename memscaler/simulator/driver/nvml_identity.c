@@ -48,7 +48,7 @@ CONSTANT(nvmlDeviceGetArchitecture, nvmlDeviceArchitecture_t, board->spec.archit
 CONSTANT(nvmlDeviceGetBrand, nvmlBrandType_t, board->spec.brand, 1)
 CONSTANT(nvmlDeviceGetVirtualizationMode, nvmlGpuVirtualizationMode_t, board->spec.virtualization, 1)
 CONSTANT(nvmlDeviceGetComputeMode, nvmlComputeMode_t, NVML_COMPUTEMODE_DEFAULT, 1)
-CONSTANT(nvmlDeviceGetDisplayActive, nvmlEnableState_t, NVML_FEATURE_DISABLED, 1)
+CONSTANT(nvmlDeviceGetDisplayActive, nvmlEnableState_t, board->spec.flags & SHOWS_DISPLAY ? NVML_FEATURE_ENABLED : NVML_FEATURE_DISABLED, 1)
 CONSTANT(nvmlDeviceGetDisplayMode, nvmlEnableState_t, NVML_FEATURE_DISABLED, 1)
 CONSTANT(nvmlDeviceGetMaxMigDeviceCount, unsigned int, board->spec.mig_instances ? SIM_MAX_MIG : 0, 1)
 

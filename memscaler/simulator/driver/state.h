@@ -31,6 +31,7 @@ enum sim_flag {
     DROPS_WHEN_IDLE = 1 << 7,   /* clocks fall by themselves although a context is resident */
     ANSWERS_MCLK = 1 << 8,      /* NVML fields 298 and 299 */
     HAS_FAN = 1 << 9,
+    SHOWS_DISPLAY = 1 << 10,    /* a screen hangs on it */
 };
 
 enum { PERMISSION_EUID = 0, PERMISSION_ALLOW = 1, PERMISSION_DENY = 2 };

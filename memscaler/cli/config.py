@@ -1,0 +1,152 @@
+"""`memscaler config`: begin a file, check one, see what is in force and where it comes from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memscaler.cli.options import Config, Json
+from memscaler.cli.output import INDENT, WIDTH, plain, print_json, show
+
+if TYPE_CHECKING:
+    from memscaler.config.load import Examined
+
+BAD = 78
+KEY_WIDTH, ORIGIN_AT = 16, 42
+MODE = 0o644
+RUN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Begin a configuration, check it, see what is in force."
+)
+
+
+@app.command("init", short_help="A file to begin with: every setting, commented.")
+def init(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there, with mode 0644.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Print a complete file: every setting with its default, commented out. It changes nothing as it is."""
+    from memscaler.config.render import sample
+    from memscaler.core.errors import MemscalerError, PermissionMissing
+
+    if output is None:
+        show(sample().rstrip("\n"))
+        return
+    # a link or a FIFO that somebody has put there is not to be written through
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with os.fdopen(
+            os.open(output, flags | (os.O_TRUNC if force else os.O_EXCL), MODE), "w", encoding="utf-8"
+        ) as file:
+            file.write(sample())
+            os.fchmod(file.fileno(), MODE)  # whatever the umask
+    except FileExistsError as error:
+        raise MemscalerError(f"{output} is there already", hint="--force replaces it") from error
+    except PermissionError as error:
+        raise PermissionMissing(f"cannot write {output}") from error
+    except OSError as error:
+        raise MemscalerError(f"cannot write {output}: {error.strerror}") from error
+    show(f"wrote {plain(output)}; `memscaler config check {plain(output)}` checks what you make of it")
+
+
+@app.command("check", short_help="Tell everything that is wrong with a file.")
+def check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Default: the one that `run` would read.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a file, and the environment, as `memscaler run` would, and tell everything that is wrong: exit code 78.
+
+    Changes nothing; needs no root, no GPU and no free port. Whether the GPUs and servers are there: `memscaler doctor`.
+    """
+    from memscaler.config.environment import unknown
+    from memscaler.config.load import examine
+
+    found = examine({}, os.environ, file)
+    problems, warnings = [*found.problems], [*unknown(os.environ)]
+    if found.distrust:
+        # of another file than that of `run`, as in a repository, nobody knows yet who will own it
+        (problems if file is None else warnings).append(f"{found.distrust}: `run` refuses it ({found.remedy})")
+    if found.settings is not None and not found.settings.watches and not found.settings.discover:
+        warnings.append("no port is watched: add a [[watch]] table, or discover = true")
+    if as_json:
+        print_json({"ok": not problems, "file": found.file, "problems": problems, "warnings": warnings})
+    else:
+        _tell(found, problems, warnings)
+    if problems:
+        raise typer.Exit(BAD)
+
+
+def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
+    for sentence in problems:
+        print(f"memscaler: {plain(sentence)}", file=sys.stderr)
+    for sentence in warnings:
+        print(f"warning: {plain(sentence)}", file=sys.stderr)
+    if found.settings is None or problems:
+        return
+    what = str(found.file) if found.file else "no file; the defaults and the environment"
+    ports, gpus = len(found.settings.watches), len(found.settings.gpus)
+    tables = f", {ports} watched port{'s' * (ports != 1)}" + f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
+    show(f"{plain(what)}: good{tables}")
+
+
+@app.command("show", context_settings=RUN_FLAGS, short_help="The settings in force, and where they come from.")
+def show_settings(
+    context: typer.Context,
+    origin: Annotated[bool, typer.Option("--origin", help="Tell where each value comes from.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show the settings that `memscaler run` would have with the same flags, which may follow: `--idle-after 5s`.
+
+    With --origin each has the flag, the variable, the line of the file or "default" beside it.
+    """
+    from memscaler.config.load import load
+    from memscaler.config.render import effective, literal
+
+    settings = load(_flags(context), os.environ, config)
+    rows = effective(settings)
+    if as_json:
+        print_json({"settings": [{"key": key, "value": value, "origin": where} for key, value, where in rows]})
+        return
+    for key, value, where in rows:
+        show(_line(plain(key), plain(literal(value)), plain(where) if origin else ""))
+
+
+def _line(key: str, value: str, where: str) -> str:
+    """The origin goes below where it has no room."""
+    text = f"{key:<{KEY_WIDTH}} = {value}"
+    if not where:
+        return text
+    line = f"{text:<{ORIGIN_AT}} ({where})"
+    return line if len(line) <= WIDTH else f"{text}\n{INDENT}({where})"
+
+
+def _flags(context: typer.Context) -> dict[str, Any]:
+    """The flags of `memscaler run` among the arguments, by the keys of the settings."""
+    from memscaler.cli.run import run
+
+    parser = typer.Typer(rich_markup_mode=None, add_completion=False)
+    parser.command()(run)
+    told = typer.main.get_command(parser).make_context(None, list(context.args), parent=context)
+    given = {"watch" if name == "port" else name: value for name, value in told.params.items() if name != "config"}
+    return {key: value or None for key, value in given.items()}
+
+
+@app.command("schema", short_help="The file's JSON Schema, for editors.")
+def schema() -> None:
+    """Print the JSON Schema (draft 2020-12) of the file, by which editors complete and check it as it is typed."""
+    import json
+
+    from memscaler.config.render import json_schema
+
+    show(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,187 @@
+"""Checks of the installation: the unit, its directory and group, and the configuration."""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from memscaler import resources
+from memscaler.config import toml
+from memscaler.config.environment import unknown as unknown_variables
+from memscaler.core.errors import Unavailable
+from memscaler.daemon.doctor import units
+from memscaler.daemon.doctor.context import Context
+from memscaler.daemon.doctor.model import Verdict, failed, passed, unknown, warned
+
+GROUP = "memscaler"
+SYSTEMCTL_S = 3.0
+NO_UNIT = "memscaler.service is not installed"
+CLEANS = ("yes", "restart", "true", "1", "on")  # what keeps the directory
+
+
+def installed(context: Context) -> Iterator[Verdict]:
+    """The unit: there, enabled, active, alone, and starting a program that is there."""
+    unit = units.find(context.root)
+    for name in units.others(context.root):
+        yield warned(f"{name} runs memscaler, too: there can be one", f"sudo systemctl disable --now {name}", name)
+    if unit is None:
+        yield warned(f"{NO_UNIT}; `memscaler run` needs none", _install())
+        return
+    if unit.masked:
+        yield warned(f"{unit.path} is masked", "sudo systemctl unmask memscaler")
+        return
+    for path in unit.hidden:
+        yield warned(f"{unit.path} hides {path}", "remove one of them, then sudo systemctl daemon-reload", path.name)
+    program = unit.program("ExecStart")
+    if program.startswith("/") and not context.at(program).exists():
+        yield failed(f"{unit.path} starts {program}, which is not there", "systemctl edit memscaler: ExecStart=, twice")
+        return
+    yield _state(context, unit)
+
+
+def _install() -> str:
+    """The commands. The README tells what to change where memscaler is not in /usr/bin."""
+    try:
+        source = resources.systemd_dir()
+    except Unavailable:
+        return "see the README, quick start"
+    return (
+        f"sudo cp {source}/memscaler.service /etc/systemd/system/ && sudo cp {source}/memscaler.sysusers.conf "
+        "/etc/sysusers.d/memscaler.conf && sudo systemd-sysusers && sudo systemctl enable --now memscaler"
+    )
+
+
+def _state(context: Context, unit: units.Unit) -> Verdict:
+    known = f"{unit.path} is {'enabled' if unit.enabled else 'not enabled'}"
+    if not unit.enabled:
+        return warned(known, "sudo systemctl enable --now memscaler")
+    if not context.at("/run/systemd/system").is_dir():
+        return unknown(f"{known}; systemd does not run here", "start it by what starts services on this machine")
+    state = _ask_systemd()
+    if state == "active":
+        return passed(f"{known} and active")
+    if not state:
+        return unknown(f"{known}; systemd does not tell whether it is active", "systemctl status memscaler")
+    tell = failed if state == "failed" else warned
+    return tell(f"{known} and {state}", "systemctl status memscaler tells why; then sudo systemctl restart memscaler")
+
+
+def _ask_systemd() -> str:
+    """For example "active"; "" if it does not say."""
+    command = ["systemctl", "show", "--property=ActiveState", "--value", units.NAME]
+    try:
+        answer = subprocess.run(  # noqa: S603  # fixed words
+            command, capture_output=True, text=True, timeout=SYSTEMCTL_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def directory(context: Context) -> Iterator[Verdict]:
+    """The journal of what is parked has to outlive the daemon, and to be nobody else's."""
+    path = context.settings.runtime_dir
+    yield _directory(path)
+    unit = units.find(context.root)
+    if unit is None:
+        return
+    if f"/run/{next(iter(unit.words('RuntimeDirectory')), '')}" != str(path):
+        remedy = f"RuntimeDirectory={path.name} in the unit, or runtime_dir in the configuration"
+        yield warned(f"the unit's RuntimeDirectory= is not {path}", remedy, unit.path.name)
+    elif not set(unit.words("RuntimeDirectoryPreserve")) & set(CLEANS):
+        seen = "the unit throws the journal of parked GPUs away when it stops"
+        yield warned(seen, "RuntimeDirectoryPreserve=yes in the unit", unit.path.name)
+    if not any("restore" in line for line in unit.service.get("ExecStopPost", [])):
+        remedy = "ExecStopPost=/usr/bin/memscaler restore in the unit"
+        yield warned("the unit does not run `memscaler restore` when it ends", remedy, unit.path.name)
+
+
+def _directory(path: Path) -> Verdict:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return passed(f"{path} is not there yet; memscaler makes it")
+    if not stat.S_ISDIR(status.st_mode):
+        return failed(f"{path} is no directory", f"remove it: sudo rm {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        return failed(f"{path} belongs to another user (uid {status.st_uid})", f"sudo chown root {path}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return failed(f"{path} may be written by others", f"sudo chmod go-w {path}")
+    return passed(f"{path} is there and root's" if status.st_uid == 0 else f"{path} is there")
+
+
+def group(context: Context) -> Verdict:
+    """Its members may read the status without root."""
+    members = _members(context)
+    if members is not None:
+        return passed(f"group {GROUP} is there; members: {', '.join(members) or 'none'}")
+    unit = units.find(context.root)
+    by_sysusers = any(context.at(f"{folder}/sysusers.d/memscaler.conf").exists() for folder in ("/etc", "/usr/lib"))
+    remedy = "sudo systemd-sysusers" if by_sysusers else f"sudo groupadd --system {GROUP}"
+    if unit is not None and GROUP in unit.words("SupplementaryGroups"):
+        return failed(f"there is no group {GROUP}, and without it the unit does not start (216/GROUP)", remedy)
+    return warned(f"there is no group {GROUP}: only root may look at the status", remedy)
+
+
+def _members(context: Context) -> list[str] | None:
+    """None: there is no such group."""
+    for line in context.text("/etc/group").splitlines():
+        fields = line.split(":")
+        if fields[0] == GROUP and len(fields) == 4:  # noqa: PLR2004  # group(5)
+            return [name for name in fields[3].split(",") if name]
+    if context.root == Path("/"):
+        try:
+            return list(grp.getgrnam(GROUP).gr_mem)  # it may come from elsewhere: nsswitch.conf(5)
+        except KeyError:
+            pass
+    return None
+
+
+# ---- the configuration ----------------------------------------------------------------------------------------------
+
+
+def configuration(context: Context) -> Verdict:
+    """What `memscaler config check` says."""
+    found = context.examined
+    if found is None:
+        return unknown("the configuration may not be read by this user")
+    if found.problems:
+        return failed("; ".join(found.problems), "correct it; `memscaler config check` shows all of it line by line")
+    name = str(found.file or "no file: the defaults and the environment")
+    settings = found.settings or context.settings
+    if not settings.watches and not settings.discover:
+        return warned(f"{name}: good, but no port is watched", "add a [[watch]] table, or discover = true")
+    ports = len(settings.watches)
+    return passed(f"{name}: good, {ports} port{'s' * (ports != 1)}" + ", and what is found" * settings.discover)
+
+
+def trusted(context: Context) -> Verdict:
+    """Nobody but root may write what decides what root does."""
+    found = context.examined
+    if found is None:
+        return unknown("the configuration may not be read by this user")
+    if found.file is None:
+        return passed("there is no file")
+    try:
+        distrust = toml.distrust(found.file)
+    except OSError as error:
+        return failed(f"{found.file}: {error.strerror}", "name another file, or make it: memscaler config init")
+    return (
+        failed(str(distrust), f"sudo {distrust.hint}") if distrust else passed(f"only its owner may write {found.file}")
+    )
+
+
+def variables(context: Context) -> Iterator[Verdict]:
+    """Variables that look like ours, in this shell and in the unit."""
+    sentences = list(unknown_variables(context.environ))
+    unit = units.find(context.root)
+    in_unit = unknown_variables(unit.environment()) if unit else ()
+    sentences += [f"in the unit: {sentence}" for sentence in in_unit]
+    for sentence in sentences:
+        yield warned(sentence, "correct its name, or unset it", sentence.partition(":")[0])
+    if not sentences:
+        yield passed("no variable that nobody reads")

@@ -1,0 +1,230 @@
+"""`memscaler config` as a process: as root, as nobody, in 80 columns."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from memscaler.config.schema import OPTIONS
+from tests.asked import short_folder
+from tests.doctor.bench import clean_environment, memscaler
+
+
+@pytest.fixture
+def folder():
+    with short_folder() as path:
+        yield path
+
+
+def config(*arguments, **more):
+    return memscaler("config", *arguments, **more)
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_init_prints(nobody):
+    """A complete file of comments on standard output, for anybody."""
+    result = config("init", nobody=nobody)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tomllib.loads(result.stdout) == {}
+    assert result.stdout.count("\n#idle_after = ") == 2  # the setting, and the example of a GPU
+
+
+def test_init_writes(folder):
+    """With mode 0644 whatever the umask; never over a file without --force; what it wrote is good."""
+    file = folder / "config.toml"
+    result = config("init", "--output", str(file), prefix=("sh", "-c", 'umask 077; exec "$@"', "sh"))
+    assert (result.returncode, stat.S_IMODE(file.stat().st_mode)) == (0, 0o644)
+    assert str(file) in result.stdout
+    assert config("check", str(file)).returncode == 0
+    file.write_text("mine")
+    result = config("init", "-o", str(file))
+    assert (result.returncode, file.read_text()) == (1, "mine")
+    assert result.stderr == f"memscaler: {file} is there already\nhint: --force replaces it\n"
+    assert config("init", "-o", str(file), "--force").returncode == 0
+    assert tomllib.loads(file.read_text()) == {}
+
+
+def test_init_does_not_write_through_a_link(folder):
+    """Somebody else's link leads nowhere, with --force too; nor does a folder that is not there, or not ours."""
+    (folder / "target").write_text("theirs")
+    (folder / "link").symlink_to("target")
+    for arguments in (["-o", str(folder / "link")], ["-o", str(folder / "link"), "--force"]):
+        assert config("init", *arguments).returncode == 1
+    assert (folder / "target").read_text() == "theirs"
+    assert "No such file or directory" in config("init", "-o", str(folder / "none" / "x")).stderr
+    result = config("init", "-o", str(folder / "new"), nobody=True)
+    assert (result.returncode, "sudo memscaler" in result.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_check(folder, nobody):
+    """Every mistake with its line, exit code 78, to anybody; nothing on standard output."""
+    file = folder / "config.toml"
+    file.write_text("idle_aftr = 1\n[[watch]]\nport = 0\n")
+    result = config("check", str(file), nobody=nobody)
+    assert (result.returncode, result.stdout) == (78, "")
+    assert result.stderr.splitlines() == [
+        f"memscaler: {file}:1: unknown key 'idle_aftr' (did you mean 'idle_after'?)",
+        f"memscaler: {file}:3: port 0 is out of range (1-65535)",
+    ]
+    document = json.loads(config("check", str(file), "--json", nobody=nobody).stdout)
+    assert (document["schema"], document["ok"], len(document["problems"])) == (1, False, 2)
+
+
+def test_check_of_a_good_file(folder):
+    """What it has in it, in one line; a port that is in use and a GPU that is not there do not matter."""
+    file = folder / "config.toml"
+    file.write_text('[[watch]]\nport = 22\ngpus = ["gpu99"]\n[gpu.gpu99]\nidle_after = "1h30m"\n')
+    result = config("check", str(file))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{file}: good, 1 watched port, settings of 1 GPU\n"
+    assert json.loads(config("check", str(file), "--json").stdout) == {
+        "schema": 1,
+        "ok": True,
+        "file": str(file),
+        "problems": [],
+        "warnings": [],
+    }
+
+
+WATCHED = """
+import os, sys
+def note(event, arguments):
+    written = event == "open" and (set(str(arguments[1])) & set("wax+") or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+    if written or event in ("socket.connect", "socket.bind", "subprocess.Popen", "os.mkdir", "ctypes.dlopen", "os.exec"):
+        sys.stderr.write(f"did {event} {arguments}\\n")
+sys.dont_write_bytecode = True
+import memscaler.cli.main
+sys.addaudithook(note)
+sys.argv = ["memscaler", "config", *sys.argv[1:]]
+memscaler.cli.main.main()
+"""
+
+
+def test_check_has_no_side_effects(folder):
+    """Nothing is written, no library of a driver is loaded, nobody is connected to, no process is started."""
+    file = folder / "config.toml"
+    file.write_text(f'discover = true\nruntime_dir = "{folder}/run"\nsimulate = ["a40"]\n')
+
+    def run(*arguments):
+        command = [sys.executable, "-c", WATCHED, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
+
+    result = run("check", str(file))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not (folder / "run").exists()
+    assert "did open" in run("init", "-o", str(folder / "new")).stderr  # so the witness is awake
+
+
+def test_check_of_a_file_that_others_may_write(folder):
+    """A warning for a file that is named, which may be anybody's draft; an error for the one that `run` would read."""
+    file = folder / "config.toml"
+    file.write_text("discover = true\n")
+    file.chmod(0o664)
+    result = config("check", str(file))
+    assert (result.returncode, result.stderr) == (
+        0,
+        f"warning: {file} may be written by others: `run` refuses it (chmod go-w {file})\n",
+    )
+    script = f"import memscaler.config.load as l, pathlib; l.DEFAULT_FILE = pathlib.Path({str(file)!r}); "
+    script += (
+        "import sys; sys.argv = ['memscaler', 'config', 'check']; import memscaler.cli.main; memscaler.cli.main.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    assert (result.returncode, "memscaler: " in result.stderr, "`run` refuses it" in result.stderr) == (78, True, True)
+
+
+def test_check_of_files_that_cannot_be_read(folder):
+    """Missing, no file, not ours to read: one line each."""
+    assert config("check", str(folder / "none")).stderr == f"memscaler: {folder}/none: No such file or directory\n"
+    assert config("check", str(folder)).returncode == 78
+    file = folder / "secret.toml"
+    file.write_text("discover = true\n")
+    file.chmod(0o600)
+    assert config("check", str(file), nobody=True).returncode == 4
+
+
+def test_variables():
+    """A wrong one is an error, a misspelt one a warning; `run` warns of it too."""
+    result = config("check", env={"MEMSCALER_LEVER": "voltage", "MEMSCALER_WACTH": "8080"})
+    assert (result.returncode, result.stdout) == (78, "")
+    assert "MEMSCALER_LEVER: 'voltage' is none of" in result.stderr
+    warning = "warning: MEMSCALER_WACTH: nobody reads this variable (did you mean MEMSCALER_WATCH?)\n"
+    assert warning in result.stderr
+    ran = memscaler("run", env={"MEMSCALER_WACTH": "8080"})
+    assert (ran.returncode, warning in ran.stderr, "no port to watch" in ran.stderr) == (2, True, True)
+
+
+def test_nothing_is_watched():
+    """The defaults alone are good, and would do nothing: that is said."""
+    result = config("check")
+    assert result.returncode == 0
+    assert "no port is watched" in result.stderr
+
+
+def test_show(folder):
+    """Flag, variable, line and default, in this order, each with its origin."""
+    file = folder / "config.toml"
+    file.write_text('idle_after = "90s"\nlever = "pstate"\nmin_dwell = "1s"\n[[watch]]\nport = 8080\ngpus = ["gpu0"]\n')
+    env = {"MEMSCALER_LEVER": "auto"}
+    result = config("show", "--origin", "--config", str(file), "--idle-after", "2d", "--dry-run", env=env)
+    rows = {line.split()[0]: line for line in result.stdout.replace("\n      (", " (").splitlines()}
+    assert rows["idle_after"].split() == ["idle_after", "=", '"2d"', "(--idle-after)"]
+    assert rows["lever"].endswith("(MEMSCALER_LEVER)")
+    assert rows["min_dwell"].endswith(f"({file}:3)")
+    assert rows["sample_every"].endswith("(default)")
+    assert rows["dry_run"].split() == ["dry_run", "=", "true", "(--dry-run)"]
+    assert rows["watch.8080"].endswith(f"({file}:6)")
+    assert {option.key for option in OPTIONS} - {"watch"} <= set(rows)
+    plain = config("show", "--config", str(file))
+    assert "(" not in plain.stdout
+    assert max(map(len, plain.stdout.splitlines())) <= 80
+
+
+def test_show_for_programs():
+    """The same as JSON; ports from flags replace those of a file."""
+    document = json.loads(config("show", "--json", "-p", "8080@container:web:gpu0", nobody=True).stdout)
+    rows = {row["key"]: (row["value"], row["origin"]) for row in document["settings"]}
+    assert document["schema"] == 1
+    assert rows["watch.8080@container:web"] == (["gpu0"], "--port")
+    assert (rows["touch_bytes"], rows["discover"]) == ((1024, "default"), (False, "default"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--idle-aftr", "5s"], 2, "No such option: --idle-aftr"),
+        (["--idle-after", "soon"], 2, "--idle-after: 'soon' is not a time"),
+        (["what"], 2, "unexpected extra argument"),
+        (["--config", "/nowhere"], 78, "No such file"),
+    ],
+)
+def test_show_with_wrong_flags(arguments, code, message):
+    """As `run` refuses them."""
+    result = config("show", *arguments)
+    assert (result.returncode, message in result.stderr) == (code, True)
+
+
+def test_schema():
+    """JSON on standard output, which an editor can be pointed at."""
+    document = json.loads(config("schema", nobody=True).stdout)
+    assert document["properties"]["lever"]["enum"] == ["auto", "memory-clock", "graphics-clock", "pstate"]
+
+
+def test_what_a_file_says_is_printed_plainly(folder):
+    """A name from a file cannot move the cursor."""
+    file = folder / "config.toml"
+    file.write_text('"\\u001b[31mx" = 1\n')
+    result = config("check", str(file))
+    assert (result.returncode, "\x1b" in result.stderr) == (78, False)

@@ -1,0 +1,202 @@
+"""`doctor --probe`: boards that are really parked and really woken, however it ends."""
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from memscaler.gpu.journal import Journal
+from memscaler.simulator import Lock, SimulatedDriver
+from tests.doctor.bench import clean_environment, command, doctor, memscaler, only
+from tests.governor import eventually, governing, listener, port_of
+
+SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedClocks"
+PROBE = "MS-PROBE-02"
+PATIENT = {"MEMSCALER_SETTLE_TIMEOUT": "60s"}  # with boards whose clocks do not fall that long
+
+
+@pytest.fixture
+def boards(runtime_dir):
+    drivers = []
+
+    def make(*names, **settings) -> SimulatedDriver:
+        path = runtime_dir / "simulator" / "state"
+        path.parent.mkdir()
+        drivers.append(SimulatedDriver.create(path, names, **settings))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        driver.clear_faults()
+        driver.close()
+
+
+def probe(runtime_dir, names, **more):
+    found = doctor(runtime_dir, PROBE, "--probe", "--simulate", names, **more)[PROBE]
+    return {subject: each for each in found for subject in each["subjects"] or ("",)}
+
+
+@contextmanager
+def probing(runtime_dir, driver, names="a40"):
+    """A probe that has parked the first board and waits for its clocks to fall."""
+    driver.boards[0].set_settle(park_ms=600_000)
+    arguments = ("doctor", PROBE, "--probe", "--simulate", names, "--runtime-dir", str(runtime_dir))
+    running = subprocess.Popen(
+        command(*arguments), env=clean_environment(**PATIENT), cwd="/", stdout=subprocess.PIPE, text=True
+    )
+    try:
+        eventually(lambda: driver.boards[0].memory_lock or running.poll() is not None)
+        assert running.poll() is None
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def children(pid):
+    return [
+        int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()
+    ]
+
+
+def test_each_lever_is_tried(runtime_dir, boards):
+    """Parked, seen to be parked, woken, seen to be awake: by each lever; what has none is not touched."""
+    driver = boards("a40", "p40", "h100", "vgpu")
+    found = probe(runtime_dir, "a40,p40,h100,vgpu")
+    assert found["gpu0"]["seen"].startswith("memory clock locked to 405 MHz in ")
+    assert found["gpu1"]["seen"].startswith("performance state forced to P8 in ")
+    assert found["gpu2"]["seen"].startswith("graphics clock locked to 345 MHz in ")
+    assert [found[f"gpu{index}"]["result"] for index in range(4)] == ["PASS"] * 3 + ["UNKNOWN"]
+    assert [len(driver.call_log(symbol)) for symbol in (SET, RESET)] == [1, 1]
+    assert not any(board.locks for board in driver.boards)
+    assert Journal(runtime_dir / "journal").entries() == ()
+    assert (
+        "parked"
+        not in memscaler("restore", "--runtime-dir", str(runtime_dir), "--simulate", "a40,p40,h100,vgpu").stdout
+    )
+
+
+def test_without_probe_nothing_is_touched(runtime_dir, boards):
+    """All other checks only read."""
+    driver = boards("a40", "p40")
+    doctor(runtime_dir, "--simulate", "a40,p40")
+    named = doctor(runtime_dir, "MS-PROBE", "--simulate", "a40,p40")
+    assert [each["result"] for check in named for each in named[check]] == ["UNKNOWN", "UNKNOWN"]
+    assert driver.call_log([SET, RESET, "NvAPI_GPU_SetForcePstate", "nvmlDeviceSetGpuLockedClocks"]) == []
+    assert not (runtime_dir / "lock").exists()
+
+
+def test_success_without_effect(runtime_dir, boards):
+    """A driver that says yes and does nothing fails, with every lever, and is woken each time."""
+    driver = boards("a100")
+    driver.inject("nvmlDeviceSetGpuLockedClocks", ignore=True)
+    found = probe(runtime_dir, "a100", env={"MEMSCALER_SETTLE_TIMEOUT": "200ms"})
+    assert (found["gpu0"]["result"], "nothing moved within 0.2 s" in found["gpu0"]["seen"]) == ("FAIL", True)
+    assert not driver.boards[0].locks
+
+
+def test_the_driver_refuses(runtime_dir, boards):
+    """Without the right to, the code is told, and nothing is left in the journal."""
+    boards("a100", permission="deny")
+    found = probe(runtime_dir, "a100")
+    assert (found["gpu0"]["result"], "NVML 4" in found["gpu0"]["seen"]) == ("FAIL", True)
+    assert Journal(runtime_dir / "journal").entries() == ()
+
+
+def test_a_board_at_work_is_left_alone(runtime_dir, boards):
+    """It is not parked under somebody's request; nor is one that is low by itself, which would prove nothing."""
+    driver = boards("a40", "a40")
+    driver.boards[0].set_utilization(40)
+    driver.boards[1].set_context(False)
+    eventually(lambda: not driver.boards[1].settling)
+    found = probe(runtime_dir, "a40,a40")
+    assert found["gpu0"]["seen"] == "not tried: it is at work (40%)"
+    assert "as low as it gets already" in found["gpu1"]["seen"]
+    assert driver.call_log(SET) == []
+
+
+def test_work_that_comes_in_between(runtime_dir, boards):
+    """The first sign of it wakes the board at once."""
+    driver = boards("a40")
+    with probing(runtime_dir, driver) as running:
+        driver.boards[0].set_utilization(30)
+        out, _ = running.communicate(timeout=60)
+        assert "work came in between; it is awake again" in " ".join(out.split())
+        assert running.returncode == 0
+    assert not driver.boards[0].locks
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(runtime_dir, boards, number):
+    """Ctrl-C, a kill, the end of the terminal: the board is woken before the process ends."""
+    driver = boards("a40")
+    with probing(runtime_dir, driver) as running:
+        running.send_signal(number)
+        assert running.wait(60) == 130
+        assert not driver.boards[0].locks
+        assert Journal(runtime_dir / "journal").entries() == ()
+
+
+def test_killed(runtime_dir, boards):
+    """Kill -9: the guardian wakes the board."""
+    driver = boards("a40")
+    with probing(runtime_dir, driver) as running:
+        running.kill()
+        eventually(lambda: not driver.boards[0].locks)
+        eventually(lambda: Journal(runtime_dir / "journal").entries() == ())
+
+
+def test_killed_with_its_guardian(runtime_dir, boards):
+    """Both at one instant: `memscaler restore` cures, and the doctor says so."""
+    driver = boards("a40")
+    with probing(runtime_dir, driver) as running:
+        (guardian,) = children(running.pid)
+        for pid in (running.pid, guardian):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (guardian, running.pid):
+            os.kill(pid, signal.SIGKILL)
+        running.wait(60)
+    assert driver.boards[0].memory_lock == Lock(405, 405)
+    left = only(doctor(runtime_dir, "MS-GPU-05", "--simulate", "a40"), "MS-GPU-05")
+    assert (left["result"], left["remedy"]) == ("FAIL", "sudo memscaler restore")
+    assert probe(runtime_dir, "a40")["gpu0"]["remedy"] == "sudo memscaler restore"
+    result = memscaler("restore", "--runtime-dir", str(runtime_dir), "--simulate", "a40")
+    assert (result.returncode, "memory-clock restored" in result.stdout) == (0, True)
+    assert not driver.boards[0].locks
+
+
+def test_an_undo_that_fails_at_first(runtime_dir, boards):
+    """It is tried again until it succeeds."""
+    driver = boards("a40")
+    driver.inject(RESET, code=999, times=6)
+    assert probe(runtime_dir, "a40")["gpu0"]["result"] == "PASS"
+    assert not driver.boards[0].locks
+
+
+def test_beside_a_daemon(tmp_path):
+    """A daemon's GPUs are its own; loading the programs does not disturb it."""
+    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:
+        found = doctor(tmp_path, "MS-PROBE", "--probe", "--simulate", "a40")
+        assert only(found, PROBE)["seen"] == f"not tried: a daemon governs (pid {governor.pid})"
+        loading = only(found, "MS-PROBE-01")
+        assert (loading["result"], "loaded and attached: sockops and tracepoint" in loading["seen"]) == ("PASS", True)
+        assert governor.stop() == 0
+
+
+def test_as_nobody(runtime_dir):
+    """Nothing is tried, and that is no failure."""
+    found = doctor(runtime_dir, "MS-PROBE", "--probe", nobody=True)
+    assert [each["result"] for check in found for each in found[check]] == ["UNKNOWN", "UNKNOWN"]
+    assert only(found, PROBE)["remedy"] == "inconclusive without root: sudo memscaler doctor --probe"
+
+
+def test_programs_that_cannot_be_loaded(runtime_dir):
+    """Without a python that has bcc: the loader's own sentence and remedy."""
+    found = doctor(runtime_dir, "MS-PROBE-01", "--probe", env={"MEMSCALER_LOADER_PYTHON": "/nowhere"})
+    assert (only(found, "MS-PROBE-01")["result"], "cannot run /nowhere" in only(found, "MS-PROBE-01")["seen"]) == (
+        "FAIL",
+        True,
+    )

@@ -1,0 +1,182 @@
+"""The unit, its directory and group, and the configuration: by files, which need no systemd."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from memscaler import resources
+from memscaler.daemon.doctor import units
+from memscaler.daemon.doctor.model import Result
+from tests.doctor.bench import doctor, memscaler, only
+
+UNIT = (resources.systemd_dir() / "memscaler.service").read_text()
+ETC, LIB = "/etc/systemd/system", "/usr/lib/systemd/system"
+
+
+@pytest.fixture
+def installed(machine):
+    """The unit as the package installs it, enabled, on a machine whose systemd does not run."""
+    machine.write(f"{LIB}/memscaler.service", UNIT)
+    machine.write("/usr/bin/memscaler")
+    wants = machine.root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "memscaler.service").symlink_to(f"{LIB}/memscaler.service")
+    return machine
+
+
+def test_not_installed(machine):
+    """The commands that install it are said, with files that are there."""
+    finding = machine.check("MS-UNIT-01")
+    assert finding.result is Result.WARN
+    sources = [word for word in finding.remedy.split() if word.startswith(str(resources.systemd_dir()))]
+    assert len(sources) == 2
+    assert all(Path(source).exists() for source in sources)
+
+
+def test_installed_where_systemd_does_not_run(installed):
+    """Whether it is active is then unknown, not wrong."""
+    finding = installed.check("MS-UNIT-01")
+    assert (finding.result, finding.seen.endswith("systemd does not run here")) == (Result.UNKNOWN, True)
+    assert " is enabled" in finding.seen
+
+
+def test_not_enabled(installed):
+    """The command that enables it."""
+    (installed.root / "etc/systemd/system/multi-user.target.wants/memscaler.service").unlink()
+    assert installed.check("MS-UNIT-01").remedy == "sudo systemctl enable --now memscaler"
+
+
+def test_a_program_that_is_not_there(installed):
+    """The most common mistake after an installation in /opt, also by a drop-in."""
+    installed.write(
+        f"{ETC}/memscaler.service.d/where.conf", "[Service]\nExecStart=\nExecStart=/opt/m/bin/memscaler run\n"
+    )
+    finding = installed.check("MS-UNIT-01")
+    assert (finding.result, "/opt/m/bin/memscaler, which is not there" in finding.seen) == (Result.FAIL, True)
+    installed.write("/opt/m/bin/memscaler")
+    assert installed.check("MS-UNIT-01").result is Result.UNKNOWN
+
+
+def test_masked(installed):
+    """A link to /dev/null."""
+    link = installed.root / "etc/systemd/system/memscaler.service"
+    link.symlink_to("/dev/null")
+    assert installed.check("MS-UNIT-01").remedy == "sudo systemctl unmask memscaler"
+
+
+def test_a_second_one(installed):
+    """A file that hides that of the package, and another service that runs memscaler."""
+    installed.write(f"{ETC}/memscaler.service", UNIT)
+    installed.write(f"{ETC}/gpu-saver.service", "[Service]\nExecStart=/opt/bin/memscaler run --discover\n")
+    findings = installed.findings("MS-UNIT-01")
+    hides, other = (each for each in findings if each.result is Result.WARN)
+    seen = {hides.subjects + other.subjects}
+    assert seen == {("gpu-saver.service", "memscaler.service")}
+    assert any("systemctl disable --now gpu-saver.service" in each.remedy for each in findings)
+
+
+def test_the_same_file_by_two_names_is_one(installed):
+    """/lib is a link to /usr/lib on most machines."""
+    (installed.root / "lib").symlink_to("usr/lib")
+    unit = units.find(installed.root)
+    assert unit is not None
+    assert unit.hidden == ()
+
+
+def test_the_runtime_directory(installed):
+    """The packaged unit keeps the journal; one that does not is told so, and what misses the restore."""
+    installed.with_settings(runtime_dir=Path("/run/memscaler"))
+    assert {each.result for each in installed.findings("MS-UNIT-02")} == {Result.PASS}
+    text = UNIT.replace("RuntimeDirectoryPreserve=yes", "").replace("ExecStopPost=", "#")
+    installed.write(f"{LIB}/memscaler.service", text)
+    remedies = [each.remedy for each in installed.findings("MS-UNIT-02") if each.result is Result.WARN]
+    assert remedies == [
+        "RuntimeDirectoryPreserve=yes in the unit",
+        "ExecStopPost=/usr/bin/memscaler restore in the unit",
+    ]
+    installed.write(f"{LIB}/memscaler.service", text.replace("RuntimeDirectory=memscaler", ""))
+    assert any("is not /run/memscaler" in each.seen for each in installed.findings("MS-UNIT-02"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "remedy"),
+    [
+        (lambda path: path.chmod(0o777), "chmod go-w"),
+        (lambda path: os.chown(path, 65534, 0), "chown root"),
+        (lambda path: (path.rmdir(), path.write_text("")), "sudo rm"),
+    ],
+)
+def test_a_runtime_directory_that_is_not_ours(machine, spoil, remedy):
+    """Whoever can write it decides what is woken."""
+    path = machine.context.settings.runtime_dir
+    assert machine.check("MS-UNIT-02").result is Result.PASS
+    path.mkdir(parents=True)
+    assert machine.check("MS-UNIT-02").result is Result.PASS
+    spoil(path)
+    finding = machine.check("MS-UNIT-02")
+    assert (finding.result, remedy in finding.remedy) == (Result.FAIL, True)
+
+
+def test_the_group(installed):
+    """Missing: a failure where the unit wants it, else only less comfort; and who is in it."""
+    assert (installed.check("MS-UNIT-03").result, installed.check("MS-UNIT-03").remedy) == (
+        Result.FAIL,
+        "sudo groupadd --system memscaler",
+    )
+    installed.write("/usr/lib/sysusers.d/memscaler.conf")
+    assert installed.check("MS-UNIT-03").remedy == "sudo systemd-sysusers"
+    (installed.root / LIB.lstrip("/") / "memscaler.service").unlink()
+    assert installed.check("MS-UNIT-03").result is Result.WARN
+    installed.write("/etc/group", "root:x:0:\nmemscaler:x:990:alice,bob\n")
+    assert installed.check("MS-UNIT-03").seen.endswith("members: alice, bob")
+
+
+def test_variables_of_the_unit(installed):
+    """A misspelt one in a drop-in would be waited for in vain."""
+    assert installed.check("MS-CONFIG-03").result is Result.PASS
+    installed.write(
+        f"{ETC}/memscaler.service.d/a.conf", '[Service]\nEnvironment="MEMSCALER_IDLE_AFTR=30 s" A=b\nEnvironment=\'x\n'
+    )
+    finding = installed.check("MS-CONFIG-03")
+    assert (finding.result, "did you mean MEMSCALER_IDLE_AFTER?" in finding.seen) == (Result.WARN, True)
+
+
+def test_a_broken_configuration(runtime_dir):
+    """All that is wrong with it, and the other checks go on with the defaults; who may write it, too."""
+    file = runtime_dir / "config.toml"
+    file.write_text('idle_aftr = 3\nlever = "voltage"\n')
+    found = doctor(runtime_dir, "MS-CONFIG", "MS-METRICS", "--config", str(file))
+    wrong = only(found, "MS-CONFIG-01")
+    assert wrong["result"] == "FAIL"
+    assert f"{file}:1: unknown key 'idle_aftr' (did you mean 'idle_after'?); {file}:2: 'voltage'" in wrong["seen"]
+    assert only(found, "MS-CONFIG-02")["result"] == "PASS"
+    file.write_text("discover = true\n")
+    file.chmod(0o666)
+    found = doctor(runtime_dir, "MS-CONFIG", "--config", str(file))
+    assert (only(found, "MS-CONFIG-02")["result"], only(found, "MS-CONFIG-02")["remedy"]) == (
+        "FAIL",
+        f"sudo chmod go-w {file}",
+    )
+    assert only(found, "MS-CONFIG-01")["result"] == "PASS"
+    missing = only(doctor(runtime_dir, "MS-CONFIG-02", "--config", "/nowhere.toml"), "MS-CONFIG-02")
+    assert missing["result"] == "FAIL"
+
+
+def test_a_configuration_that_may_not_be_read(runtime_dir):
+    """To nobody that is unknown, not wrong."""
+    file = runtime_dir / "config.toml"
+    file.write_text("discover = true\n")
+    file.chmod(0o600)
+    found = doctor(runtime_dir, "MS-CONFIG-01", "MS-CONFIG-02", "--config", str(file), nobody=True)
+    assert [only(found, check)["result"] for check in found] == ["UNKNOWN", "UNKNOWN"]
+
+
+def test_a_broken_environment(runtime_dir):
+    """A bad variable does not end the doctor; a misspelt one is named with its neighbour."""
+    env = {"MEMSCALER_LEVER": "voltage", "MEMSCALER_WACTH": "8080"}
+    result = memscaler("doctor", "MS-CONFIG", "--runtime-dir", str(runtime_dir), env=env)
+    assert result.returncode == 1
+    text = " ".join(result.stdout.split())
+    assert "MEMSCALER_LEVER: 'voltage' is none of" in text
+    assert "did you mean MEMSCALER_WATCH?" in text
