@@ -16,7 +16,8 @@ demo:  ## a real llama.cpp server, a governor and two simulated GPUs: what it do
 
 test:  ## all tests, on the real kernel with the simulated driver (needs root)
 	@tools/setup test
-	@$(PY) -m pytest --dist loadfile --tx "$(WORKERS)*popen//python=tools/isolated-python" $(ARGS)
+	@$(PY) -m pytest --dist loadfile --max-worker-restart 0 \
+	  --tx "$(WORKERS)*popen//python=tools/isolated-python" $(ARGS)
 
 test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS="bookworm trixie" (root; an hour)
 	@tools/setup test

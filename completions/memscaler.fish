@@ -239,7 +239,7 @@ complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this mess
 
 # memscaler doctor
 complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
-complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU once'
+complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU that the configuration governs'
 complete -c memscaler -n '__memscaler_at doctor' -l config -r -F -d 'Configuration file'
 complete -c memscaler -n '__memscaler_at doctor' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at doctor' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
@@ -255,7 +255,7 @@ complete -c memscaler -n '__memscaler_at config' -a schema -d 'The file\'s JSON 
 complete -c memscaler -n '__memscaler_at config' -s h -l help -d 'Show this message and exit'
 
 # memscaler config init
-complete -c memscaler -n '__memscaler_at config init' -s o -l output -r -F -d 'Write it there, with mode 0644'
+complete -c memscaler -n '__memscaler_at config init' -s o -l output -r -F -d 'Write it there; a new file has mode 0644'
 complete -c memscaler -n '__memscaler_at config init' -l force -d 'Replace the file if it is there'
 complete -c memscaler -n '__memscaler_at config init' -s h -l help -d 'Show this message and exit'
 

@@ -1,6 +1,7 @@
 """For all tests: in CI a skipped test is a failed one, because what is skipped everywhere is tested nowhere."""
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -40,6 +41,19 @@ def _failed_if_skipped(report, name):
         report.outcome = "failed"
         report.longrepr = f"{name}: skipped in CI: {reason}"
     return report
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium. Not for longer than a module: playwright's event loop would be in the way of others'."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path, "chromium is missing: tools/setup installs it"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ TIMEOUT_S = 20  # the daemon gives up on a request after 5 s, on an answer after
 MOST_BYTES = 8 << 20  # of an answer
 
 Document = dict[str, Any]
-_ERRORS = {
+_ERRORS: dict[int, type[MemscalerError]] = {
     HTTPStatus.BAD_REQUEST: UsageError,
     HTTPStatus.FORBIDDEN: PermissionMissing,
     HTTPStatus.UNPROCESSABLE_ENTITY: ConfigError,
@@ -40,42 +40,57 @@ class Client:
 
     def status(self) -> Document:
         """The status document."""
-        with self._ask("GET", "/v1/status", None) as answer:
-            return _document(answer.body.read(MOST_BYTES))
+        return self._told("GET", "/v1/status", None)
 
     def verify(self) -> Document:
         """What is to be set on each GPU against what the driver says, by a fresh look."""
-        with self._ask("GET", "/v1/verify", None) as answer:
-            return _document(answer.body.read(MOST_BYTES))
+        return self._told("GET", "/v1/verify", None)
 
     def change(self, what: str, **wanted: object) -> Document:
         """Ask for a change: the last part of its route, and the body's keys."""
-        with self._ask("POST", f"/v1/{what}", wanted) as answer:
-            return _document(answer.body.read(MOST_BYTES))
+        return self._told("POST", f"/v1/{what}", wanted)
 
     @contextmanager
     def held(self, **wanted: object) -> Iterator[Document]:
         """A hold that lasts as long as the context, or as this process if that is shorter."""
-        with self._ask("POST", "/v1/hold", {**wanted, "tied": True}) as answer:
-            yield _document(answer.body.readline(MOST_BYTES))
+        answer, text = self._ask("POST", "/v1/hold", {**wanted, "tied": True}, is_line=True)
+        with answer:
+            yield _document(text)
 
-    def _ask(self, method: str, route: str, body: Mapping[str, object] | None) -> http1.Answer:
-        """The beginning of a good answer, which keeps the connection open until it is closed."""
+    def _told(self, method: str, route: str, body: Mapping[str, object] | None) -> Document:
+        answer, text = self._ask(method, route, body)
+        with answer:
+            return _document(text)
+
+    def _ask(
+        self, method: str, route: str, body: Mapping[str, object] | None, *, is_line: bool = False
+    ) -> tuple[http1.Answer, bytes]:
+        """A good answer, which keeps the connection open until it is closed, and its body; is_line: the first line."""
         connection = _connected(self._path)
         try:
             with suppress(BrokenPipeError):  # it has answered before it has read everything
                 http1.send(connection, method, route, None if body is None else json.dumps(body).encode())
             answer = http1.receive(connection)
-            if answer.status == HTTPStatus.OK:
-                return answer
-            with answer:
-                refusal = _refusal(answer.status, answer.body.read(MOST_BYTES))
+            is_good = answer.status == HTTPStatus.OK
+            text = _read(answer, is_line=is_good and is_line)
         except (OSError, http1.BadAnswer) as error:
             hint = "see its log; `systemctl status memscaler` tells whether it lives"
             raise MemscalerError("the daemon does not answer", hint=hint) from error
         finally:
             connection.close()  # the answer keeps it open for itself
-        raise refusal
+        if is_good:
+            return answer, text
+        with answer:
+            raise _refusal(answer.status, text)
+
+
+def _read(answer: http1.Answer, *, is_line: bool) -> bytes:
+    """The body, or its first line. Raise OSError if it stalls; then the answer is closed."""
+    try:
+        return answer.body.readline(MOST_BYTES) if is_line else answer.body.read(MOST_BYTES)
+    except BaseException:
+        answer.body.close()
+        raise
 
 
 def _connected(path: Path) -> socket.socket:
@@ -108,7 +123,7 @@ def _unreachable(path: Path, error: OSError) -> MemscalerError:
 def _document(text: bytes) -> Document:
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MemscalerError("the daemon broke off its answer", hint="see its log") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise MemscalerError("the daemon is of another version than this command", hint="restart it")
@@ -116,7 +131,7 @@ def _document(text: bytes) -> Document:
 
 
 def _refusal(status: int, text: bytes) -> MemscalerError:
-    kind = _ERRORS.get(HTTPStatus(status), MemscalerError)
+    kind = _ERRORS.get(status, MemscalerError)
     try:
         told = _document(text)
     except MemscalerError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +31,7 @@ app = typer.Typer(
 @app.command("init", short_help="A file to begin with: every setting, commented.")
 def init(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there, with mode 0644.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there; a new file has mode 0644.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
@@ -39,21 +42,53 @@ def init(
     if output is None:
         show(sample().rstrip("\n"))
         return
-    # a link or a FIFO that somebody has put there is not to be written through
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with os.fdopen(
-            os.open(output, flags | (os.O_TRUNC if force else os.O_EXCL), MODE), "w", encoding="utf-8"
-        ) as file:
-            file.write(sample())
-            os.fchmod(file.fileno(), MODE)  # whatever the umask
+        _write(output, sample(), _replaced(output) if force else None)
     except FileExistsError as error:
         raise MemscalerError(f"{output} is there already", hint="--force replaces it") from error
     except PermissionError as error:
         raise PermissionMissing(f"cannot write {output}") from error
     except OSError as error:
         raise MemscalerError(f"cannot write {output}: {error.strerror}") from error
-    show(f"wrote {plain(output)}; `memscaler config check {plain(output)}` checks what you make of it")
+    show(
+        f"wrote {plain(output)}; `memscaler config check {plain(shlex.quote(str(output)))}` checks what you make of it"
+    )
+
+
+def _replaced(path: Path) -> os.stat_result | None:
+    """The file that gives way; None: there is none. A link, a FIFO or a device is none of ours: raise OSError."""
+    try:
+        # O_PATH: to open a device or a FIFO may already do something
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is there, and no regular file")
+    return status
+
+
+def _write(path: Path, text: str, old: os.stat_result | None) -> None:
+    """All of it or nothing: a full disk leaves the old file, whose owner and mode the new one takes over."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp") if old else path
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if old:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(old.st_mode) if old else MODE)  # whatever the umask
+            os.fsync(descriptor)
+        if old:
+            draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 @app.command("check", short_help="Tell everything that is wrong with a file.")

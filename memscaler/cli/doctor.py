@@ -40,7 +40,12 @@ def doctor(
         list[str] | None, typer.Option("--only", metavar="ID", help="The same, repeatable.", show_default=False)
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Try it: load the kernel programs, park and wake each idle GPU once (root).")
+        bool,
+        typer.Option(
+            "--probe",
+            help="Try it: load the kernel programs, park and wake each idle GPU that the configuration governs (root). "
+            "That resets clocks which somebody else has locked there.",
+        ),
     ] = False,
     config: Config = None,
     simulate: Simulate = None,
@@ -105,6 +110,9 @@ def _woken_first(context: Context, runner: Runner) -> Iterator[None]:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    if context.probe:  # who stands still wakes nothing; SIGSTOP cannot be ignored, so the guardian looks for it
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
     try:
         yield
     except KeyboardInterrupt:

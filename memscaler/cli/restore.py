@@ -25,13 +25,17 @@ def restore(
 ) -> None:
     """Wake what a memscaler that is gone left parked. May be run any number of times, but not beside a running one."""
     from memscaler.cli.simulated import simulate as start_simulation
-    from memscaler.core.errors import PermissionMissing
+    from memscaler.core.errors import DaemonRunning, MemscalerError, PermissionMissing
     from memscaler.daemon.guardian import JOURNAL
     from memscaler.daemon.lock import refuse_beside_daemon
     from memscaler.gpu.restore import restore_from
 
     settings = settings_anyway({"runtime_dir": runtime_dir, "simulate": simulate})
-    refuse_beside_daemon(settings.runtime_dir)
+    try:
+        refuse_beside_daemon(settings.runtime_dir)
+    except DaemonRunning as error:
+        hint = "it wakes its GPUs itself: `memscaler pause`, or stop it"
+        raise MemscalerError(str(error), hint=hint) from error
     start_simulation(settings.simulate, settings.runtime_dir)
     report = restore_from(settings.runtime_dir / JOURNAL, all_levers=everything)
     if as_json:

@@ -13,7 +13,7 @@ from memscaler.cli.options import Gpus, Json, RuntimeDir
 USUAL = "2s"
 SHORTEST_S = 0.2
 HINT = "see `memscaler status --help`"
-_TIME = re.compile(r"[0-9.]+(ms|s|m|h)?")
+_NO_TIME = re.compile(r"-|$|gpu|([0-9a-f]+:)?[0-9a-f]+:[0-9a-f]+[.]", re.IGNORECASE)  # an option, the end, a GPU
 
 
 class StatusCommand(TyperCommand):
@@ -24,7 +24,7 @@ class StatusCommand(TyperCommand):
         told: list[str] = []
         for at, arg in enumerate(args):
             told.append(arg)
-            if arg in ("--watch", "-w") and not _TIME.fullmatch("".join(args[at + 1 : at + 2])):
+            if arg in ("--watch", "-w") and _NO_TIME.match("".join(args[at + 1 : at + 2])):
                 told.append(USUAL)
         return super().parse_args(ctx, told)
 

@@ -85,7 +85,8 @@ def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Set
 class Examined:
     """A configuration that was looked at. file: None if there is none; settings: None if there are problems.
 
-    distrust: why `load` would not read the file from where it is; as problems and without it, sentences.
+    distrust: why `load` would not read the file from where it is; problems: other reasons; both sentences.
+    opened: False if the file could not be read; then nobody knows whether it is to be trusted.
     """
 
     file: Path | None
@@ -93,23 +94,25 @@ class Examined:
     problems: tuple[str, ...]
     distrust: str = ""
     remedy: str = ""
+    opened: bool = True
 
 
 def examine(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Examined:
     """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing."""
     source = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    document, problems, distrust = None, [], None
+    document, opened, problems = None, None, []
     if source is not None:
         try:
-            document = toml.read(source, trusted=True)
-            distrust = toml.distrust(source)
-        except (ConfigError, OSError) as error:
+            opened = toml.look(source)
+            document = opened.parse()
+        except ConfigError as error:
             problems.append(str(error))
     found = _find(flags, environ, document)
     problems += [sentence for _, sentence in found.problems]
     settings = None if problems else _settled(found)
+    distrust = opened and opened.distrust
     refusal = (str(distrust), distrust.hint) if distrust else ("", "")
-    return Examined(source, settings, tuple(problems), *refusal)
+    return Examined(source, settings, tuple(problems), *refusal, opened=source is None or opened is not None)
 
 
 def _load(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> Settings:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,34 @@ class Document:
         return str(self.file)
 
 
-def read(file: Path, *, trusted: bool = False) -> Document:
-    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that was read. distrust: why what it says must not decide what root does; None: it may."""
 
-    trusted: whoever may have written it. For looking only.
+    file: Path
+    text: str
+    distrust: ConfigError | None
+
+    def parse(self) -> Document:
+        """Raise ConfigError if it is no TOML."""
+        return Document(self.file, self.text)
+
+
+def read(file: Path) -> Document:
+    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted."""
+    opened = look(file)
+    if opened.distrust is not None:
+        raise opened.distrust
+    return opened.parse()
+
+
+def look(file: Path) -> Opened:
+    """The file, whoever may have written it, and whether it is to be trusted. Raise ConfigError, PermissionMissing.
+
+    What it says decides what root does, so nobody but root and who runs this may write it or put another there.
     """
     try:
-        return Document(file, _text(file, trusted=trusted))
+        return _open(file)
     except PermissionError as err:
         raise PermissionMissing(f"{file}: {err.strerror}") from err
     except OSError as err:
@@ -62,41 +85,32 @@ def read(file: Path, *, trusted: bool = False) -> Document:
         raise ConfigError(f"{file} is not UTF-8 text") from err
 
 
-def distrust(file: Path) -> ConfigError | None:
-    """Why `read` would not trust this file or its folder; None: it would. Raise OSError if it is not there.
-
-    What it says decides what root does, so nobody but root and who runs this may write it or put another there.
-    """
-    folder = file.resolve().parent
-    for path in (file, folder):
-        try:
-            _check_trust(path, path.stat())
-        except ConfigError as error:
-            return error
-    return None
-
-
-def _text(file: Path, *, trusted: bool) -> str:
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
-    with os.fdopen(descriptor, "rb") as opened:
-        status = os.fstat(opened.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{file} is not a file")
-        if status.st_size > MOST_BYTES:
-            raise ConfigError(f"{file} is larger than {MOST_BYTES >> 10} KiB")
-        if not trusted:
-            _check_trust(file, status)
-            folder = file.resolve().parent
-            _check_trust(folder, folder.stat())
-        return opened.read(MOST_BYTES + 1).decode("utf-8")
+def _open(file: Path) -> Opened:
+    """What is judged is what was opened, in the folder that it was opened in: a path may lead elsewhere later."""
+    path = Path(os.path.realpath(file))  # unlike Path.resolve it leaves a circle of links to `open`
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW  # a FIFO would wait for its writer
+        with os.fdopen(os.open(path.name or ".", flags, dir_fd=folder), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{file} is not a file")
+            if status.st_size > MOST_BYTES:
+                raise ConfigError(f"{file} is larger than {MOST_BYTES >> 10} KiB")
+            distrust = _distrust(file, status) or _distrust(path.parent, os.fstat(folder))
+            return Opened(file, opened.read(MOST_BYTES + 1).decode("utf-8"), distrust)
+    finally:
+        os.close(folder)
 
 
-def _check_trust(path: Path, status: os.stat_result) -> None:
+def _distrust(path: Path, status: os.stat_result) -> ConfigError | None:
+    name = shlex.quote(str(path))
     if status.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{path} belongs to another user (uid {status.st_uid})", hint=f"chown root {path}")
+        return ConfigError(f"{path} belongs to another user (uid {status.st_uid})", hint=f"chown root {name}")
     shared = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX  # /tmp: nobody can replace another's file
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
-        raise ConfigError(f"{path} may be written by others", hint=f"chmod go-w {path}")
+        return ConfigError(f"{path} may be written by others", hint=f"chmod go-w {name}")
+    return None
 
 
 def _lines(text: str) -> dict[Where, int]:

@@ -92,7 +92,7 @@ class GpuSnapshot:
     by itself (CLOCK_MONOTONIC), 0: only if something happens; next: to what, in words ("parked", "trusted again").
     conflict: what another program did to its clocks. intent: None while nothing is set. energy_saved_j: since the
     start; saved_today_j: on this local day, saved_total_j: over restarts. power: the last readings, as
-    (CLOCK_MONOTONIC in ns, watts), the latest one last.
+    (CLOCK_MONOTONIC in ns, watts), the latest one last. states: the last ones, as (CLOCK_MONOTONIC in ns, state), too.
     """
 
     identity: Identity
@@ -119,6 +119,7 @@ class GpuSnapshot:
     saved_today_j: float = 0.0
     saved_total_j: float = 0.0
     power: tuple[tuple[int, float], ...] = ()
+    states: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""Answers to whoever wants to know everything: a snapshot with fresh readings, and documents that are made from it."""
+"""Answers to whoever wants to know everything: a snapshot with fresh readings, and documents that are made from it.
+
+Readings take the driver's time, and wakes wait for the driver: so however many ask, and however often, all GPUs are
+read at most once in APART_NS for their sake. Who comes in between shares the next readings.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from memscaler.observe import status
 
 WAIT_NS = SECOND_NS // 4
 FRESH_NS = SECOND_NS
+APART_NS = SECOND_NS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class SnapshotWanted:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """By whom, with readings since when, and when there must be an answer (CLOCK_MONOTONIC)."""
+    """By whom, with readings begun since when, and when there must be an answer (CLOCK_MONOTONIC)."""
 
     answer: Future[Snapshot]
     since_ns: int
@@ -52,30 +57,40 @@ class Answers:
     ) -> None:
         self._make, self._oldest_ns, self._sample, self._look = make, oldest_ns, sample, look
         self._wanted: list[_Wanted] = []
+        self._began_ns = -APART_NS  # the last readings that were taken for those who ask
 
     def want(self, answer: Future[Snapshot], fresh_ns: int = FRESH_NS, wait_ns: int = WAIT_NS) -> None:
         """A fresh sample first, unless there is one; a GPU that does not answer does not hold the others up.
 
-        fresh_ns: how old a reading may be; wait_ns: how long the answer may take.
+        fresh_ns: how old a reading may be; wait_ns: how long the answer may take. Follow with `answer`.
         """
         now_ns = time.monotonic_ns()
         self._wanted.append(_Wanted(answer, now_ns - fresh_ns, now_ns + wait_ns))
-        if self._oldest_ns() < now_ns - fresh_ns:
-            self._sample()
 
     def due_ns(self) -> list[int]:
         """When to call `answer` at the latest."""
-        return [wanted.by_ns for wanted in self._wanted]
+        return [wanted.by_ns for wanted in self._wanted] + [self._began_ns + APART_NS] * self._needs_readings()
+
+    def _needs_readings(self) -> bool:
+        """Readings that are under way serve those who came before they were begun."""
+        return any(wanted.since_ns > self._began_ns for wanted in self._wanted)
 
     def answer(self, now_ns: int) -> None:
-        """Those who need wait no longer."""
+        """Those who need wait no longer; and have the GPUs read for the others, if that is due."""
+        self._answer_ready(now_ns)
+        if self._needs_readings() and now_ns >= self._began_ns + APART_NS:
+            self._began_ns = time.monotonic_ns()
+            self._sample()
+
+    def _answer_ready(self, now_ns: int) -> None:
         oldest_ns = self._oldest_ns() if self._wanted else 0
         ready = [wanted for wanted in self._wanted if oldest_ns >= wanted.since_ns or now_ns >= wanted.by_ns]
-        if ready:
-            self._look()
+        if not ready:
+            return
+        self._wanted = [wanted for wanted in self._wanted if wanted not in ready]
+        self._look()
+        snapshot = self._make(min(now_ns, time.monotonic_ns()))
         for wanted in ready:
-            self._wanted.remove(wanted)
-            snapshot = self._make(min(now_ns, time.monotonic_ns()))
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 if snapshot is not None:
                     wanted.answer.set_result(snapshot)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from memscaler.core.errors import MemscalerError
 from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Policy
 from memscaler.daemon.record import Recorder
 from memscaler.daemon.targets import Governed
@@ -31,19 +32,31 @@ class Fleet:
         self, governed: Mapping[str, Governed], equip: Callable[[Governed], Equipped], recorder: Recorder
     ) -> None:
         self.governed = dict(governed)
-        self.equip = equip
+        self._equip = equip
         self._recorder = recorder
         self._actuators: dict[str, Actuator] = {}
         self._doors: dict[str, Door] = {}
         self._wedged: dict[str, tuple[int, int]] = {}  # GPU -> (deadline, order) of a call that is known to hang
         self._check_due_ns = 0
-        self.take_on({uuid: equip(each) for uuid, each in self.governed.items()})
+        self.take_on(self.equip_all(self.governed))
 
     def __getitem__(self, uuid: str) -> Actuator:
         return self._actuators[uuid]
 
     def __iter__(self) -> Iterator[Actuator]:
         return iter(self._actuators.values())
+
+    def equip_all(self, governed: Mapping[str, Governed]) -> dict[str, Equipped]:
+        """For `take_on`. Raise MemscalerError if one cannot be; then there is none of them."""
+        equipped: dict[str, Equipped] = {}
+        try:
+            for uuid, each in governed.items():
+                equipped[uuid] = self._equip(each)
+        except (OSError, RuntimeError) as error:  # no descriptor, no thread
+            for made in equipped.values():
+                made.actuator.close()
+            raise MemscalerError(f"another GPU cannot be taken on: {error}") from error
+        return equipped
 
     def take_on(self, equipped: Mapping[str, Equipped]) -> None:
         """From now on these are there too."""
@@ -100,6 +113,10 @@ class Fleet:
         return [(uuid, at) for uuid, at in due if at is not None and self._wedged.get(uuid) != (at, seqs.get(uuid))]
 
     # ---- the end --------------------------------------------------------------------------------------------------
+
+    def unproven(self) -> list[str]:
+        """GPUs that are not known to be at full speed."""
+        return [uuid for uuid, actuator in self._actuators.items() if not actuator.proven]
 
     def close(self) -> None:
         """Every thread ends when it has done what it was told."""

@@ -8,6 +8,7 @@ session would block driver upgrades.
 
 A daemon that is stopped (SIGSTOP, a debugger) cannot wake anything either. So the guardian listens to the doorbell as
 well, behind everybody else: if it rings and the daemon stands still a moment later, the guardian wakes its GPUs.
+`doctor --probe` has no doorbell. Its guardian lives for seconds only, so that one looks by itself, again and again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ READY, GOODBYE = b"ready", b"bye"
 START_TIMEOUT_S = 20.0
 RESTORE_BUDGET_S = 30.0
 STANDSTILL_S = 0.25
+WATCH_STANDSTILL = "watch-standstill"
 _STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugger
 
 
@@ -43,11 +45,18 @@ class Guardian:
     """The daemon's side: starts the process, and knows when it has died (`pidfd` becomes readable)."""
 
     def __init__(
-        self, runtime_dir: Path, environment: Mapping[str, str], doorbell: int = -1, *, json_log: bool = False
+        self,
+        runtime_dir: Path,
+        environment: Mapping[str, str],
+        doorbell: int = -1,
+        *,
+        json_log: bool = False,
+        watch_standstill: bool = False,
     ) -> None:
         """doorbell: the descriptor that becomes readable when a client comes to a parked GPU; -1: there is none.
 
         json_log: what it says is for programs, as the daemon's log is.
+        watch_standstill: look for it without a doorbell, for a probe.
         """
         ours, theirs = socket.socketpair()
         self._channel = ours
@@ -55,7 +64,7 @@ class Guardian:
             # -P: modules come from where memscaler is installed, never from the folder that it was started in
             form = "json" if json_log else "text"
             what = [str(theirs.fileno()), str(runtime_dir.absolute()), str(doorbell), form]
-            command = [sys.executable, "-P", __file__, *what]
+            command = [sys.executable, "-P", __file__, *what, *([WATCH_STANDSTILL] if watch_standstill else [])]
             self._process = subprocess.Popen(  # noqa: S603  # our own module, our own interpreter
                 command,
                 pass_fds=[fd for fd in (theirs.fileno(), doorbell) if fd >= 0],
@@ -101,26 +110,33 @@ def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
     say = _say_json if arguments[3] == "json" else _say
+    poll_s, who = (STANDSTILL_S, "the probe") if WATCH_STANDSTILL in arguments[4:] else (None, "the daemon")
     said = b""
     with contextlib.suppress(ConnectionError):  # dead already: all the more to do
         channel.send(READY)
-        _wait(channel, doorbell, daemon, runtime_dir, say)
+        stopped = f"{who} stands still"
+        _wait(channel, doorbell, poll_s, lambda: _stands_still(daemon) and rescue(runtime_dir, stopped, say))
         said = channel.recv(16)
-    return 0 if said == GOODBYE else rescue(runtime_dir, "died", say)
+    return 0 if said == GOODBYE else rescue(runtime_dir, f"{who} died", say)
 
 
-def _wait(channel: socket.socket, doorbell: int, daemon: int, runtime_dir: Path, say: Callable[[str], None]) -> None:
-    """Until the daemon says something or has died; meanwhile stand in for it while it stands still."""
+def _wait(channel: socket.socket, doorbell: int, poll_s: float | None, stand_in: Callable[[], object]) -> None:
+    """Until the daemon says something or has died; meanwhile stand in for it while it stands still.
+
+    poll_s: how often to look whether it does, if nobody rings.
+    """
     epoll = select.epoll()
     epoll.register(channel, select.EPOLLIN)
     if doorbell >= 0:
         epoll.register(doorbell, select.EPOLLIN | select.EPOLLET)  # by its edge: the daemon silences it
-    while channel.fileno() not in (ready := {fd for fd, _ in epoll.poll()}):
+    while channel.fileno() not in (ready := {fd for fd, _ in epoll.poll(poll_s)}):
         if doorbell in ready:
             said = select.poll()
             said.register(channel, select.POLLIN)
-            if not said.poll(STANDSTILL_S * 1000) and _stands_still(daemon):
-                rescue(runtime_dir, "stands still", say)
+            if not said.poll(STANDSTILL_S * 1000):
+                stand_in()
+        elif poll_s is not None:
+            stand_in()
 
 
 def _stands_still(pid: int) -> bool:
@@ -131,7 +147,7 @@ def _stands_still(pid: int) -> bool:
 
 
 def rescue(runtime_dir: Path, why: str, say: Callable[[str], None]) -> int:
-    """Wake what the journal says is parked; exit status as of `memscaler restore`. why: what the daemon did."""
+    """Wake what the journal says is parked; exit status as of `memscaler restore`. why: who did what."""
     end = time.monotonic() + RESTORE_BUDGET_S
     while True:
         try:
@@ -143,7 +159,7 @@ def rescue(runtime_dir: Path, why: str, say: Callable[[str], None]) -> int:
                 return error.exit_code
         time.sleep(1)
     for gpu in report.gpus:
-        say(f"the daemon {why}; {gpu}")
+        say(f"{why}; {gpu}")
     return 0 if report.ok else 1
 
 

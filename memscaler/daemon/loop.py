@@ -47,6 +47,7 @@ from memscaler.kernel.ledger import Ledger
 GUARDIAN_HOLD = "guardian"
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
+PROOF_NS = 5_000_000
 JOIN_S = 0.2
 LONG_JOIN_S = 6.0  # where nobody waits for the process to end: a read may take its time
 SAMPLE_AFTER_NS = 2 * SECOND_NS
@@ -128,7 +129,7 @@ class Loop:
         self.released: Released | None = None
         """What the operator said who asked for a release."""
         # When to do what; 0: not at all.
-        self._sample_due_ns = self._heartbeat_due_ns = time.monotonic_ns()
+        self._sample_due_ns = self._tidy_due_ns = self._heartbeat_due_ns = time.monotonic_ns()
         self._stop_by_ns = 0
 
     # ---- life -----------------------------------------------------------------------------------------------------
@@ -160,19 +161,16 @@ class Loop:
             self.ending = ending
 
     def _ended(self) -> bool:
+        """Every GPU is awake, and was seen to be; or the time is over."""
         if not self._stop_by_ns:
             return False
         stopped = all(gpu.phase is Phase.STOPPED for gpu in self._governing.state.gpus.values())
-        return stopped or time.monotonic_ns() >= self._stop_by_ns
+        return (stopped and not self._fleet.unproven()) or time.monotonic_ns() >= self._stop_by_ns
 
     def _leave(self) -> bool:
         if self.ending is Ending.STOP:
             self._notifier.stopping()
         self._scout.end()
-        left = [uuid for uuid, gpu in self._governing.state.gpus.items() if gpu.phase is not Phase.STOPPED]
-        for uuid in left:
-            self._recorder.left_parked(uuid)
-        self._keeper.leave(all_awake=not left)
         self._fleet.close()
         self._wall.close()
         self._answers.answer_all()
@@ -180,6 +178,11 @@ class Loop:
         ended = self._fleet.join(end_s)
         if self.ending is not Ending.STOP:
             self._scout.join(max(0.0, end_s - time.monotonic()))
+        phases = {uuid: gpu.phase for uuid, gpu in self._governing.state.gpus.items()}
+        left = {uuid for uuid, phase in phases.items() if phase is not Phase.STOPPED} | set(self._fleet.unproven())
+        for uuid in left:
+            self._recorder.left_parked(uuid)
+        self._keeper.leave(all_awake=not left)  # the guardian goes to work where anything may be left
         return not left and ended
 
     # ---- one turn -------------------------------------------------------------------------------------------------
@@ -201,20 +204,24 @@ class Loop:
         self._timers(time.monotonic_ns())
 
     def _next_ns(self) -> int:
-        due = [self._sample_due_ns, *self._governing.due_ns(), *self._answers.due_ns()]
+        due = [self._sample_due_ns, self._tidy_due_ns, *self._governing.due_ns(), *self._answers.due_ns()]
         due += self._fleet.look_at_calls_ns(self._governing.state)
         due += [at for at in (self._keeper.due_ns, self._stop_by_ns, self._steering.next_end_ns()) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
+        if self._stop_by_ns:
+            due.append(time.monotonic_ns() + PROOF_NS)  # a proof is not reported
         return min(due)
 
     def _timers(self, now_ns: int) -> None:
         for hung in self._fleet.hung(self._governing.state, now_ns):
             self._governing.feed(hung)
         self._governing.timers(now_ns)
-        if now_ns >= self._sample_due_ns:
+        if now_ns >= self._tidy_due_ns:  # samples that somebody asks for put off the next sample, but not this
+            self._tidy_due_ns = now_ns + self._sample_every_ns
             self._mend_hooks()
             self._steering.tidy()
+        if now_ns >= self._sample_due_ns:
             self._sample()
         if outdated := self._parts.outdated():
             self._stop(outdated, Ending.RESTART)

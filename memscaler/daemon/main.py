@@ -41,7 +41,7 @@ from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
 from memscaler.daemon.reload import Reloader
-from memscaler.daemon.requests import SOCKET, Document
+from memscaler.daemon.requests import SOCKET
 from memscaler.daemon.savings import Savings
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
@@ -94,16 +94,17 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
         stack.callback(os.close, lock.acquire(settings.runtime_dir))
         changed = _serve_metrics(settings, mailbox, stack)
         _serve_operators(settings, mailbox, stack)
-        ended, asker = Ending.RELEASE, None
-        if Standby.wanted(settings.runtime_dir) is None:
-            well, ended, asker = _govern(settings, load, mailbox, notifier, changed)
+        released, asker = Standby.wanted(settings.runtime_dir), None
+        ended = Ending.RELEASE
+        if released is None:
+            loop, well = _govern(settings, load, mailbox, notifier, changed)
+            released, asker, ended = loop.released, loop.asker, loop.ending
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
                 if ended is not Ending.RESTART or _is_told_to_stop(mailbox):
                     return Ended(well=False)
                 notifier.hand_on()
                 return Ended(well=False, again=True)  # it wakes first what is parked still
-        released = Standby.wanted(settings.runtime_dir)
         if ended is Ending.RELEASE and released is not None:  # the driver is closed by now
             ended = Standby(settings, mailbox, notifier, released).run(asker)
         if ended is Ending.RESTART and not _is_told_to_stop(mailbox):
@@ -128,8 +129,8 @@ def _govern(
     mailbox: Mailbox,
     notifier: Notifier,
     changed: Callable[[], None],
-) -> tuple[bool, Ending, Future[Document] | None]:
-    """(every GPU is awake, what is to follow, who waits for that)."""
+) -> tuple[Loop, bool]:
+    """The loop, which has ended, and whether every GPU is awake."""
     with contextlib.ExitStack() as stack:
         environment = _simulate(settings)
         driver = stack.enter_context(open_driver())
@@ -177,18 +178,17 @@ def _govern(
         gc.freeze()  # a full collection of all modules would take milliseconds, perhaps those before a wake
         _stay_in_memory()
         well = _loop(loop)
-        savings.close()
         if loop.ending is Ending.RELEASE and loop.released is not None:
-            Standby.want(
-                settings.runtime_dir, loop.released
-            )  # also if it does not end well: who restarts us must not open the driver
+            # also if it does not end well: who restarts us must not open the driver
+            Standby.want(settings.runtime_dir, loop.released)
+        savings.close()
         if loop.asker is not None and not (well and loop.ending is Ending.RELEASE):
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 loop.asker.set_exception(MemscalerError("the driver could not be let go of", hint="see the log"))
         if not well:
             log.info("memscaler.stopped", every_gpu_awake=False)
             stack.pop_all()  # see run
-        return well, loop.ending, loop.asker
+        return loop, well
 
 
 def _stay_in_memory() -> None:

@@ -17,7 +17,7 @@ import structlog
 from memscaler.core import energy
 from memscaler.core.errors import MemscalerError
 from memscaler.core.governor import public_state
-from memscaler.core.model import SECOND_NS, GovernorState, GpuState, LeverResult, Outcome, Public
+from memscaler.core.model import SECOND_NS, GovernorState, GpuState, LeverResult, Outcome, Phase, Public
 from memscaler.core.snapshot import (
     GpuReading,
     GpuSnapshot,
@@ -71,8 +71,10 @@ def _nobody() -> None:
 
 
 MOST_TRANSITIONS = 100  # that are told
+MOST_STATES = 300  # of one GPU, that are told: other GPUs' changes push none of them out
 MOST_READINGS = 600  # of power, that are told: ten minutes at one a second, which is the most that anybody can ask for
-NEXT = {Public.COOLING: "parked", Public.UNMANAGED: "trusted again"}  # what comes by itself when its time has come
+# What comes by itself when its time has come.
+NEXT = {Phase.COOLING: "parked", Phase.UNMANAGED: "trusted again", Phase.WAKING: "woken again"}
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
 
 
@@ -107,6 +109,7 @@ class _Gpu:
     reading: GpuReading | None = None
     sampled_ns: int = 0
     power: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_READINGS))
+    states: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=MOST_STATES))
     asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
     failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
 
@@ -158,6 +161,7 @@ class Recorder:
             changed.append(uuid)
             first, was = mine.public is None, mine.public
             mine.public, mine.since_ns = public, now_ns
+            mine.states.append((now_ns, str(public)))
             mine.account = energy.observe_state(mine.account, public, now_ns)
             if gpu.distrust:
                 mine.reason = gpu.distrust
@@ -366,8 +370,8 @@ class Recorder:
             since_ns=mine.since_ns,
             reason=mine.reason,
             lever=about.lever,
-            next_ns=gpu.due_ns if public in NEXT else 0,
-            next=NEXT.get(public, "") if gpu.due_ns else "",
+            next_ns=gpu.due_ns if gpu.phase in NEXT else 0,
+            next=NEXT.get(gpu.phase, "") if gpu.due_ns else "",
             state_s=account.state_s,
             state_energy_j=account.state_energy_j,
             transitions=dict(mine.transitions),
@@ -383,6 +387,7 @@ class Recorder:
             conflict=mine.conflict,
             intent=about.intent,
             power=tuple(mine.power),
+            states=tuple(mine.states),
             saved_today_j=today_j,
             saved_total_j=total_j,
         )

@@ -110,10 +110,7 @@ class Roster:
         before = dict(self._fleet.governed)
         fresh = {uuid: each for uuid, each in plan.governed.items() if uuid not in before}
         others = plan.other_levers(before)
-        try:
-            equipped = {uuid: self._fleet.equip(each) for uuid, each in fresh.items()}
-        except (OSError, RuntimeError) as error:  # no descriptor, no thread
-            raise MemscalerError(f"another GPU cannot be taken on: {error}") from error
+        equipped = self._fleet.equip_all(fresh)
         for uuid in before.keys() - plan.governed.keys():
             self._governing.feed(Stop(uuid))
         self._fleet.governed |= plan.governed

@@ -55,8 +55,17 @@ class Standby:
 
     @staticmethod
     def want(runtime_dir: Path, released: Released) -> None:
-        """An operator releases the driver: until somebody resumes, or the machine boots anew."""
-        (runtime_dir / FILE).write_text(json.dumps({"boot_id": BOOT_ID.read_text().strip(), **asdict(released)}))
+        """An operator releases the driver: until somebody resumes, or the machine boots anew.
+
+        If that cannot be written down, the release does not outlive a restart.
+        """
+        draft = runtime_dir / f"{FILE}.tmp"
+        try:
+            draft.write_text(json.dumps({"boot_id": BOOT_ID.read_text().strip(), **asdict(released)}))
+            draft.replace(runtime_dir / FILE)
+        except OSError as error:
+            hint = "do not restart memscaler before the driver is upgraded: it would open it"
+            log.error("driver.release_not_written", err=str(error), hint=hint)
 
     @staticmethod
     def wanted(runtime_dir: Path) -> Released | None:

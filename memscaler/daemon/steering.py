@@ -92,8 +92,10 @@ class Steering:
             match request:
                 case HoldWanted(gpus, for_s, reason, tied):
                     document = self._take(TIED if tied else HOLD, self._named(gpus), peer, reason, for_s)
-                case PauseWanted(for_s, reason):
+                case PauseWanted(for_s, reason):  # in place of the pause that there is
+                    before = [lease.id for lease in self._leases if lease.kind == PAUSE]
                     document = self._take(PAUSE, (), peer, reason, for_s)
+                    self._end(before)
                 case UnholdWanted(gpus, lease_id):
                     document = self._give_back(gpus, lease_id)
                 case ResumeWanted():
@@ -245,7 +247,11 @@ class Steering:
             return "it is not governed any more"
         if state.distrust:
             return state.distrust
-        held = [f"held by {hold.owner}" + f": {hold.reason}" * bool(hold.reason) for hold in self.holds_of(gpu, state)]
+        pauses = [lease.id for lease in self._leases if lease.kind == PAUSE]
+        held = [
+            f"{'paused' if hold.id in pauses else 'held'} by {hold.owner}" + f": {hold.reason}" * bool(hold.reason)
+            for hold in self.holds_of(gpu, state)
+        ]
         return "; ".join(held) or self._why_awake(gpu)
 
     # ---- names ----------------------------------------------------------------------------------------------------

@@ -40,9 +40,12 @@ class Teller:
     def know(self, uuid: str) -> verify.Known:
         """For any thread: it only looks."""
         state, governed = self._governing.state.gpus.get(uuid), self._fleet.governed.get(uuid)
-        phase = Phase.STOPPED if state is None else state.phase
         clocks_mhz = () if governed is None else governed.device.capabilities.memory_clocks_mhz
-        return verify.Known(phase, clocks_mhz, self._is_journaled(uuid))
+        is_journaled = self._is_journaled(uuid)
+        if state is None:
+            return verify.Known(Phase.STOPPED, clocks_mhz, is_journaled)
+        trouble = state.distrust or (state.alarmed if state.retries else "")
+        return verify.Known(state.phase, clocks_mhz, is_journaled, trouble, state.retries)
 
     def _about(self, uuid: str) -> About:
         actuator, gpu = self._fleet[uuid], self._governing.state.gpus[uuid]

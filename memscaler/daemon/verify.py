@@ -2,7 +2,8 @@
 
 A parked GPU has its lever in the journal and its clocks where that put them; on any other GPU nothing of ours is set,
 and it does not work with its clocks down. A GPU that does not answer is `unknown`, and one that is on its way from one
-state to another is `changing`: neither is a pass, and the next look may tell.
+state to another is `changing`: neither is a pass, and the next look may tell. A wake that fails is tried for ever, so
+a GPU with such a wake is no `changing` one: it has drifted.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the daemon knows of a GPU beside the snapshot. clocks_mhz: the memory clocks that it supports."""
+    """What the daemon knows of a GPU beside the snapshot. clocks_mhz: the memory clocks that it supports.
+
+    trouble: why it is not trusted, or why its wake failed, "" if all is well. retries: wakes that failed in a row.
+    """
 
     phase: Phase
     clocks_mhz: Sequence[int]
     is_journaled: bool
+    trouble: str = ""
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,10 @@ def judge(gpu: GpuSnapshot, known: Known, asked_ns: int) -> Finding:
     """About one GPU."""
     reading, is_parked = gpu.reading, gpu.state == Public.PARKED
     if reading is None or reading.at_ns < asked_ns:
-        return Finding(Verdict.UNKNOWN, "the GPU does not answer", NO_ANSWER)
+        why = f": {known.trouble}" if known.trouble else ""
+        return Finding(Verdict.UNKNOWN, f"the GPU does not answer{why}", gpu.remedy or NO_ANSWER)
+    if known.phase is Phase.WAKING and known.trouble:
+        return _trouble(gpu, known, reading)
     if known.phase in MOVING or (is_parked and gpu.intent is None and known.is_journaled):
         return Finding(Verdict.CHANGING, "on its way to another state; ask again")
     if is_parked and gpu.intent is not None:
@@ -88,6 +97,12 @@ def _parked(intent: Intent, known: Known, reading: GpuReading) -> Finding:
     return Finding(Verdict.OK, f"{seen} ({wanted})", "", wanted, seen)
 
 
+def _trouble(gpu: GpuSnapshot, known: Known, reading: GpuReading) -> Finding:
+    clock_mhz = reading.memory_clock_mhz
+    seen = "unknown" if clock_mhz is None else f"memory clock {clock_mhz} MHz"
+    return Finding(Verdict.DRIFT, f"not at full speed yet: {known.trouble}", gpu.remedy or LEFT, "full speed", seen)
+
+
 def _untouched(gpu: GpuSnapshot, known: Known, reading: GpuReading) -> Finding:
     if known.is_journaled:
         what = "it is not parked, and the journal says that it is, or cannot be read"
@@ -95,6 +110,8 @@ def _untouched(gpu: GpuSnapshot, known: Known, reading: GpuReading) -> Finding:
     if any(not hold.id and hold.reason == conflicts.OWNER for hold in gpu.holds):
         return Finding(Verdict.DRIFT, gpu.conflict or "another program has changed its clocks", WHO)
     if slow := conflicts.kept_slow(known.clocks_mhz, reading):
+        if known.retries:  # it is our own wake that is in vain
+            return _trouble(gpu, known, reading)
         seen = f"memory clock {reading.memory_clock_mhz} MHz"
         return Finding(Verdict.DRIFT, slow, WHO, f"above {min(known.clocks_mhz)} MHz while it works", seen)
     return Finding(Verdict.OK, NOT_OURS)

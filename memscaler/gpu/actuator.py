@@ -149,6 +149,11 @@ class Actuator:
         return not self._thread.is_alive()
 
     @property
+    def proven(self) -> bool:
+        """True if nothing is applied, and the last undo was seen to work as far as that can be seen."""
+        return self._owed is None and self._unproven is None
+
+    @property
     def listens(self) -> bool:
         """True if the thread hears the doorbell by itself and needs no telling."""
         return self._parked and self._door is not None
@@ -174,6 +179,7 @@ class Actuator:
                 if order is None:
                     self._mail.wait()
                 elif order[0] is mailbox.CLOSE:
+                    self._see_off()
                     self._mail.close()  # after `close` nobody posts
                     return
                 else:
@@ -296,6 +302,20 @@ class Actuator:
             self._owe(lever)
             self._answer(Outcome.NO_EFFECT, f"undone, but still down: {lever.describe()}", STAYS_DOWN)
             self._reopen()  # perhaps the next try reaches more with another handle
+
+    def _see_off(self) -> None:
+        """The end: what was undone and stays down is written down again, for the guardian and `memscaler restore`."""
+        lever = self._unproven
+        if lever is None:
+            return
+        try:
+            stays_down = self._read("read-back", lambda: lever.is_down() and self._occupied())
+        except GpuError as error:
+            self._note("gpu.wake_unproven", str(error))
+            stays_down = False
+        self._unproven = None
+        if stays_down:
+            self._owe(lever)
 
     def _occupied(self) -> bool:
         """True if the clocks must be up: by what runs, or because what kept them up at the park is still in memory."""

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from memscaler.core.errors import GpuError, GpuLost, GpuPermission
-from memscaler.gpu.inventory import Driver, open_driver
-from memscaler.gpu.journal import Entry, Journal
-from memscaler.gpu.levers import EveryLever, recall
+from memscaler.core.errors import GpuCallFailed, GpuError, GpuLost, GpuPermission
+from memscaler.gpu.inventory import Device, Driver, open_driver
+from memscaler.gpu.journal import UNKNOWN_LEVER, Entry, Journal
+from memscaler.gpu.levers import EveryLever, Lever, recall
 from memscaler.gpu.nvml import NOT_FOUND
 
 FIRST_PAUSE_S = 0.05
 PAUSE_GROWTH = 2.0
 LONGEST_PAUSE_S = 1.0
+RISE_S = 2.0  # as long as the clocks of a park get to follow
+RISE_POLL_S = 0.02
 EVERY = "every lever"
 
 
@@ -120,7 +122,7 @@ class _Job:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                self._undo_once()
+                self._see_it_rise(self._undo_once(), end)
                 for entry in self._entries:
                     journal.release_entry(entry)
             except (GpuError, OSError) as error:
@@ -136,15 +138,32 @@ class _Job:
             time.sleep(pause_s)
             pause_s = min(pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
 
-    def _undo_once(self) -> None:
+    def _undo_once(self) -> Device:
         if self._device is None:
             self._device = self._driver.reopen(self._uuid)
         lever = EveryLever(self._device) if self._what == EVERY else recall(self._device, self._what)
         lever.undo()
+        return self._device
+
+    def _see_it_rise(self, device: Device, end: float) -> None:
+        """Success is not effect: a GPU in use has its clocks up. Raise GpuCallFailed. One not in use cannot tell."""
+        levers = [recall(device, entry.lever) for entry in self._entries if entry.lever != UNKNOWN_LEVER]
+        end = min(end, time.monotonic() + RISE_S)
+        while any(map(_stays_down, levers)) and device.in_use():
+            if time.monotonic() > end:
+                raise GpuCallFailed("undone, but its clocks stay down; does another program set them?")
+            time.sleep(RISE_POLL_S)
 
     def _answer(self, result: Result, reason: str = "") -> Restored:
         device = self._driver.find(self._uuid)
         return Restored(self._uuid, device.identity.name if device else "", self._what, result, reason)
+
+
+def _stays_down(lever: Lever) -> bool:
+    try:
+        return lever.is_down()
+    except GpuError:
+        return False  # the undo has succeeded, and nobody says anything else
 
 
 def _jobs(entries: tuple[Entry, ...], driver: Driver, *, all_levers: bool) -> list[_Job]:

@@ -48,7 +48,7 @@ class Entry:
 class Plot:
     """One GPU's last WINDOW_S. Times are seconds of CLOCK_MONOTONIC.
 
-    states: (since when, state), the oldest first. power: (when, watts).
+    states: (since when, state), the oldest first; what was before the first of them is not known. power: (when, watts).
     """
 
     states: tuple[tuple[float, str], ...]
@@ -81,7 +81,7 @@ def view(snapshot: Snapshot) -> View:
         "notes": tuple(_notes(told)),
     }
     fields = _page(told) | {name: "some" if lists[name] else "" for name in ("ports", "changes", "notes")}
-    plots = {gpu.identity.uuid: _plot(gpu, snapshot, now_unix_s) for gpu in snapshot.gpus}
+    plots = {gpu.identity.uuid: _plot(gpu, snapshot.at_ns / SECOND_NS) for gpu in snapshot.gpus}
     return View(snapshot.at_ns / SECOND_NS, _clean(fields), lists, plots)
 
 
@@ -200,15 +200,12 @@ def _port(port: Document) -> dict[str, str]:
     }
 
 
-def _plot(gpu: GpuSnapshot, snapshot: Snapshot, now_unix_s: float) -> Plot:
-    at_s = snapshot.at_ns / SECOND_NS
-    mine = [each for each in snapshot.transitions if each.gpu == gpu.identity.uuid]
-    states = [(at_s - (now_unix_s - each.at_unix_s), each.state) for each in mine]
-    states.insert(0, (at_s - WINDOW_S, mine[0].was if mine else gpu.state))
+def _plot(gpu: GpuSnapshot, at_s: float) -> Plot:
+    states = [(since_ns / SECOND_NS, state) for since_ns, state in gpu.states or ((gpu.since_ns, gpu.state),)]
     shown = [each for each, (until_s, _) in pairwise([*states, (at_s, "")]) if until_s > at_s - WINDOW_S]
     power = ((at_ns / SECOND_NS, power_w) for at_ns, power_w in gpu.power)
     return Plot(
-        tuple((round(since_s, 1), state) for since_s, state in shown),
+        tuple((min(at_s, round(max(since_s, at_s - WINDOW_S), 1)), state) for since_s, state in shown),
         tuple((round(when_s, 1), round(power_w, 1)) for when_s, power_w in power if when_s > at_s - WINDOW_S),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from memscaler.simulator.binding import CallRecord, SimulatorError
 from memscaler.simulator.board import Lock, Locks, SimulatedBoard
 from memscaler.simulator.builder import build
-from memscaler.simulator.loading import load, start
-from memscaler.simulator.remote import SimulatedDriver, known_boards, parse_boards
+from memscaler.simulator.loading import boards_of, load, start
+from memscaler.simulator.remote import SimulatedDriver, check_boards, known_boards, parse_boards
 
 __all__ = [
     "CallRecord",
@@ -15,7 +15,9 @@ __all__ = [
     "SimulatedBoard",
     "SimulatedDriver",
     "SimulatorError",
+    "boards_of",
     "build",
+    "check_boards",
     "known_boards",
     "load",
     "parse_boards",

@@ -12,6 +12,8 @@ from memscaler.simulator.binding import SimulatorError
 from memscaler.simulator.builder import NVAPI_LIBRARY, NVML_LIBRARY
 from memscaler.simulator.remote import SimulatedDriver, check_boards
 
+STATE = Path("simulator/state")  # in the runtime directory
+
 
 def load(library_dir: Path, state_path: Path) -> None:
     """Load both libraries into this process, so that every later `CDLL("libnvidia-ml.so.1")` gets the simulated one.
@@ -27,12 +29,21 @@ def load(library_dir: Path, state_path: Path) -> None:
             raise SimulatorUnavailable(f"cannot load the simulated driver: {error}") from error
 
 
+def boards_of(runtime_dir: Path) -> tuple[str, ...]:
+    """The boards that an earlier or a running `--simulate` has there; none: there are none."""
+    try:
+        with SimulatedDriver.attach(runtime_dir / STATE) as driver:
+            return tuple(board.key for board in driver.boards)
+    except SimulatorError:
+        return ()
+
+
 def start(boards: Sequence[str], runtime_dir: Path) -> dict[str, str]:
     """`--simulate`: take the boards in `runtime_dir` if they are the wanted ones, else make new ones; load the driver.
 
     Returns the environment with which child processes find it too. Raise UsageError for an unknown board.
     """
-    path = runtime_dir / "simulator" / "state"
+    path = runtime_dir / STATE
     names = check_boards(boards)
     driver = _existing(path, names)
     if driver is None:

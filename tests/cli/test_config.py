@@ -61,6 +61,37 @@ def test_init_does_not_write_through_a_link(folder):
     assert (result.returncode, "sudo memscaler" in result.stderr) == (4, True)
 
 
+def test_init_leaves_what_is_no_file(folder):
+    """A device or a FIFO is neither written to nor given another mode."""
+    fifo = folder / "fifo"
+    os.mkfifo(fifo, 0o600)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = config("init", "-o", str(fifo), "--force")
+        assert (result.returncode, "no regular file" in result.stderr) == (1, True)
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)
+    assert stat.S_IMODE(fifo.stat().st_mode) == 0o600
+
+
+def test_init_replaces_a_file_as_a_whole(folder):
+    """It keeps its mode and owner; a full disk leaves the old one, and nothing beside it."""
+    file = folder / "config.toml"
+    file.write_text("mine")
+    file.chmod(0o600)
+    os.chown(file, 65534, 65534)
+    full = ("sh", "-c", 'ulimit -f 1; exec "$@"', "sh")
+    result = config("init", "-o", str(file), "--force", prefix=full)
+    assert (result.returncode, file.read_text(), result.stderr.count("File too large")) == (1, "mine", 1)
+    assert config("init", "-o", str(folder / "new"), prefix=full).returncode == 1
+    assert config("init", "-o", str(file), "--force").returncode == 0
+    status = file.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o600, 65534, 65534)
+    assert tomllib.loads(file.read_text()) == {}
+    assert list(folder.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("nobody", [False, True])
 def test_check(folder, nobody):
     """Every mistake with its line, exit code 78, to anybody; nothing on standard output."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from memscaler.core.snapshot import Identity
 from memscaler.gpu.journal import Journal
+from tests.governor import eventually, governing
 
 BOARDS = "a40,p40,a100"
 
@@ -75,6 +77,27 @@ def test_what_is_parked_is_shown_and_restored(memscaler, tmp_path):
     document = json.loads(memscaler("restore", "--all", "--json").stdout)
     assert document["ok"]
     assert [gpu["result"] for gpu in document["gpus"]] == ["restored"] * 3
+
+
+def test_other_boards_than_those_of_a_running_governor(tmp_path):
+    """They are refused: making them would take the governor's own away, and who dies then leaves them parked."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        governing(
+            tmp_path, "a40,p40", "--port", f"{server.getsockname()[1]}:gpu1", "--idle-after", "100ms"
+        ) as governor,
+    ):
+        board = governor.driver.boards[1]
+        eventually(lambda: board.locks)
+        for command in (["gpus"], ["ports"]):
+            where = ["--simulate", "a40", "--runtime-dir", str(tmp_path)]
+            result = subprocess.run(
+                [sys.executable, "-m", "memscaler", *command, *where], capture_output=True, text=True, check=False
+            )
+            assert result.returncode == 2, result
+            assert "--simulate a40,p40" in result.stderr
+        governor.process.kill()
+        eventually(lambda: not board.locks)
 
 
 def test_an_unknown_board(memscaler):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from memscaler.core.errors import PermissionMissing
+from memscaler.cli.client import Client
+from memscaler.core.errors import MemscalerError, PermissionMissing
+from memscaler.daemon.requests import SOCKET
 from tests.asked import STATUS, answering, short_folder
 from tests.cli.commands import ENVIRON, command, memscaler
 from tests.governor import alive, connect, eventually, governing, listener, port_of
@@ -258,14 +263,114 @@ def test_it_is_suspended(folder):
         assert terminal.is_sane()
 
 
-def test_a_mistake_of_ours(folder):
-    """A document that it cannot show ends it with a traceback on a sane terminal."""
+def test_an_answer_that_cannot_be_shown(folder):
+    """At the beginning it ends top with one line; later it is a missed look, and top goes on."""
+    bad = {**MANY, "gpus": [*MANY["gpus"], {**GPU, "gpu": "gpu40", "since_s": "soon"}]}
     with answering(folder) as loop, screen(folder) as terminal:
-        loop.answer = lambda _: {**MANY, "gpus": [{**GPU, "gpu": "gpu0", "since_s": "soon"}]}
+        loop.answer = lambda _: bad
         terminal.start(folder)
         terminal.wait_for("^exit=1$")
-        assert terminal.shows("^TypeError: ")
+        assert terminal.shows("^memscaler: the daemon's answer cannot be shown: TypeError: ")
+        assert "Traceback" not in terminal.text()
         assert terminal.is_sane()
+        terminal.type("clear", "Enter")
+        loop.answer = lambda _: MANY
+        terminal.start(folder)
+        terminal.wait_for("^memscaler .* governs ")
+        for document, problem in (
+            (bad, "TypeError: "),
+            ({**MANY, "gpus": [{"gpu": "gpu0"}]}, "KeyError: 'uuid'"),
+            ({**MANY, "transitions": None}, "TypeError: "),
+        ):
+            loop.answer = lambda _, document=document: document
+            terminal.wait_for(f"^the daemon's answer cannot be shown: {problem}")
+            assert terminal.shows("^memscaler .* does not answer; this was the last ")
+            assert terminal.shows("^> gpu0 ")
+            loop.answer = lambda _: MANY
+            terminal.wait_for("^memscaler .* governs ")
+        loop.answer = lambda request: MANY if type(request).__name__ == "Status" else {}
+        terminal.type("u")
+        terminal.wait_for("^the daemon's answer cannot be understood: KeyError: 'ended'$")
+        terminal.type("q")
+        terminal.wait_for("^exit=0$")
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@contextmanager
+def hostile(folder: Path, *answers: bytes) -> Iterator[list[socket.socket]]:
+    """On each connection another of these answers, the last of them for ever; one without an end stalls.
+
+    The connections.
+    """
+    opened, left = [], list(answers)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / SOCKET))
+        server.listen()
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    opened.append(connection)
+                    answer = left.pop(0) if len(left) > 1 else left[0]
+                    connection.sendall(answer)
+                    if answer.endswith(b"}"):
+                        connection.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield opened
+        finally:
+            for connection in opened:
+                connection.close()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_daemon_that_stalls_and_one_that_says_odd_things(folder):
+    """What is shown is not called live, there is no traceback, and top goes on as soon as somebody answers."""
+    good = OK + json.dumps({"schema": 1, **MANY}).encode()
+    odd = b"HTTP/1.1 599 What\r\n\r\n{}"
+    with screen(folder) as terminal:
+        with hostile(folder, good, odd, odd, odd, good, OK + b'{"schema": 1, "gp') as opened:
+            terminal.start(folder)
+            terminal.wait_for("^the daemon refuses, with HTTP status 599$")
+            assert terminal.shows("^memscaler .* does not answer; this was the last ")
+            terminal.wait_for("^memscaler .* governs ")
+            terminal.wait_for(r"^the daemon has not answered for \d+s$")
+            assert terminal.shows("^memscaler .* does not answer; this was the last ")
+            assert len(opened) == 6
+        (folder / SOCKET).unlink()
+        with answering(folder) as loop:
+            loop.answer = lambda _: MANY
+            terminal.wait_for("^memscaler .* governs ")
+            assert "Traceback" not in terminal.text()
+            terminal.type("q")
+            terminal.wait_for("^exit=0$")
+            assert terminal.is_sane()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (OK + b'{"schema": 1, "gp', "the daemon does not answer"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n{", "the daemon does not answer"),
+        (b"HTTP/1.1 599 What\r\n\r\n{}", "the daemon refuses, with HTTP status 599"),
+        (OK + b"schema}", "the daemon broke off its answer"),
+    ],
+)
+def test_what_the_client_makes_of_it(folder, monkeypatch, answer, told):
+    """An error for people, whichever way the request goes."""
+    monkeypatch.setattr("memscaler.cli.client.TIMEOUT_S", 1)
+    client = Client(str(folder))
+    with hostile(folder, answer):
+        for ask in (client.status, client.verify, lambda: client.change("park"), client.held().__enter__):
+            with pytest.raises(MemscalerError) as error:
+                ask()
+            assert str(error.value) == told
 
 
 def test_colour(folder):

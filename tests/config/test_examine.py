@@ -1,10 +1,10 @@
 """Everything that is wrong, at once: files, variables that nobody reads, times."""
 
 import os
+import tomllib
 
 import pytest
 
-from memscaler.config import toml
 from memscaler.config.environment import unknown
 from memscaler.config.load import examine, load, without_file
 from memscaler.core.errors import ConfigError, PermissionMissing, UsageError
@@ -88,7 +88,33 @@ def test_a_file_that_others_may_write(tmp_path):
     os.chown(tmp_path, 65534, 0)
     assert "belongs to another user" in examine({}, {}, file).distrust
     os.chown(tmp_path, 0, 0)
-    assert toml.distrust(file) is None
+    assert examine({}, {}, file).distrust == ""
+
+
+def test_trust_is_that_of_what_was_read(tmp_path, monkeypatch):
+    """A file that becomes somebody else's, or good, after it was opened does not change what is said of it."""
+    file = tmp_path / "config.toml"
+    file.write_text("discover = true\n")
+    file.chmod(0o666)
+    parse = tomllib.loads
+
+    def replace_it(text):
+        file.unlink()
+        file.write_text("discover = false\n")
+        file.chmod(0o644)
+        return parse(text)
+
+    monkeypatch.setattr(tomllib, "loads", replace_it)
+    found = examine({}, {}, file)
+    assert found.settings is not None
+    assert (found.settings.discover, found.distrust) == (True, f"{file} may be written by others")
+
+
+def test_a_circle_of_links(tmp_path):
+    """It is one sentence, and nobody knows whether to trust what cannot be read."""
+    (tmp_path / "config.toml").symlink_to("config.toml")
+    found = examine({}, {}, tmp_path / "config.toml")
+    assert (found.opened, found.problems[0].endswith("Too many levels of symbolic links")) == (False, True)
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

@@ -171,6 +171,28 @@ def test_wake_without_effect_is_retried_for_ever_and_never_parked_again(tmp_path
         assert "unmanaged" in str(governor.events("gpu.changed_state")[-1])
 
 
+def test_stop_whose_wake_has_no_effect(tmp_path):
+    """It is not told as a good end: exit status 1, an entry in the journal, and restore does not believe it either."""
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms") as governor,
+    ):
+        board = governor.driver.boards[0]
+        board.add_process(os.getpid())  # a context: its clocks are to be up
+        eventually(lambda: board.memory_clock_mhz == 405)
+        board.inject(RESET, ignore=True)
+        assert governor.stop() == 1
+        assert governor.events("gpu.left_parked")
+        assert not governor.events("memscaler.stopped")[-1]["every_gpu_awake"]
+        board.clear_faults()
+        if board.locks:  # else the guardian, which goes on trying, was faster
+            eventually(lambda: not board.locks, within_s=5)
+        restored = memscaler("restore", "--simulate", "a40", "--runtime-dir", str(tmp_path))
+        assert restored.returncode == 0, restored.stderr
+        assert not board.locks
+        assert not list((tmp_path / "journal").glob("GPU-*"))
+
+
 def test_park_without_effect_is_undone(tmp_path):
     """A lock that is accepted but ignored is reset, and the GPU is left at full speed with the reason."""
     config = tmp_path / "config.toml"

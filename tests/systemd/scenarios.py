@@ -211,7 +211,8 @@ def confined() -> None:
         assert box.of_process(process, "NoNewPrivs") == "1"
         assert box.of_process(process, "Seccomp") == "2"
         for kind in ("CapBnd", "CapPrm", "CapEff"):
-            assert int(box.of_process(process, kind), 16) == sum(1 << bit for bit in KEPT.values()), kind
+            has, kept = int(box.of_process(process, kind), 16), sum(1 << bit for bit in KEPT.values())
+            assert has == kept or (process != pid and not has & ~kept), kind  # the guardian keeps fewer
     root = Path(f"/proc/{pid}/root")
     assert not any((root / "usr/lib/modules").iterdir())
     assert not any((root / "home").iterdir())
@@ -307,12 +308,15 @@ def watchdog() -> None:
 
 @scenario()
 def killed() -> None:
-    """After SIGKILL of the daemon its guardian wakes the GPUs, and systemd restarts it."""
+    """After SIGKILL of the daemon the GPUs are woken, by its guardian or by ExecStopPost, and systemd restarts it.
+
+    systemd kills the guardian as soon as it learns of the daemon's death: either may be the first.
+    """
     wait_parked(0, 1)
     start, pid = cursor(), number("MainPID")
     os.kill(pid, signal.SIGKILL)
     _comes_back(pid, 0, 1)
-    assert said(start, "the daemon died")
+    assert said(start, "the daemon died") or said(start, "memory-clock restored")
 
 
 @scenario()

@@ -16,12 +16,13 @@ from rich.console import Console, Group
 from memscaler.cli.client import Client
 from memscaler.cli.output import plain, span
 from memscaler.cli.top.terminal import BY_SIGNAL, Key, Terminal
-from memscaler.cli.top.view import View, lines
+from memscaler.cli.top.view import View, lines, try_out
 from memscaler.core.errors import DaemonNotRunning, MemscalerError
 
 EVERY_S = 1.0
 HOLD_S = 3600.0
 MESSAGE_S = 20.0
+LATE_S = 5.0  # the daemon answers at once, or within a second; who has not by then is said not to
 REASON = "memscaler top"
 
 Document = dict[str, Any]
@@ -37,12 +38,12 @@ class App:
         self._terminal = Terminal()
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what other threads want done here
         self._look_now = threading.Event()
-        self._ended = self._suspended = False
-        self._message_until_s = 0.0
+        self._ended = self._suspended = self._late = False
+        self._message_until_s = self._looked_s = 0.0
 
     def run(self) -> int:
         """Until q; the exit code."""
-        self._seen(self._client.status())
+        self._seen(self._status())
         threading.Thread(target=self._look, name="look", daemon=True).start()
         with self._terminal.watched():
             while not self._ended:
@@ -51,6 +52,7 @@ class App:
                 if self._suspended:
                     self._suspended = False
                     os.kill(os.getpid(), signal.SIGSTOP)
+                    self._looked_s = time.monotonic()  # nobody has asked meanwhile
         return BY_SIGNAL + self._terminal.ended_by if self._terminal.ended_by else 0
 
     def _show(self) -> None:
@@ -58,6 +60,7 @@ class App:
         while not (self._ended or self._suspended):
             if time.monotonic() >= self._message_until_s:
                 self._view.message = ""
+            self._mind_the_time()
             self._draw()
             for key in self._terminal.wait(EVERY_S):
                 self._obey(key)
@@ -123,6 +126,8 @@ class App:
                 message = say(self._client.change(what, **wanted))
             except MemscalerError as error:
                 message = " ".join(str(error).split()) + (f" ({error.hint})" if error.hint else "")
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is to be shown, not to be printed
+                message = f"the daemon's answer cannot be understood: {type(error).__name__}: {error}"
             self._tell(lambda: self._say(message))
             self._look_now.set()
 
@@ -139,24 +144,43 @@ class App:
             self._look_now.wait(EVERY_S)
             self._look_now.clear()
             try:
-                document = self._client.status()
-            except MemscalerError as error:
+                document = self._status()
+            except Exception as error:  # noqa: BLE001  # a thread that ends would leave old figures that look live
                 self._tell(lambda error=error: self._missed(error))  # type: ignore[misc]
             else:
                 self._tell(lambda document=document: self._seen(document))  # type: ignore[misc]
+
+    def _status(self) -> Document:
+        """One that can be shown."""
+        document = self._client.status()
+        try:
+            try_out(document)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise MemscalerError(f"the daemon's answer cannot be shown: {what}", hint="restart it") from error
+        return document
+
+    def _mind_the_time(self) -> None:
+        """A look may take long: what is shown meanwhile is old."""
+        late_s = time.monotonic() - self._looked_s
+        if late_s >= LATE_S and (self._late or not self._view.problem):
+            self._late, self._view.problem = True, f"the daemon has not answered for {span(late_s)}"
 
     def _tell(self, news: Callable[[], None]) -> None:
         self._news.put(news)
         self._terminal.wake()
 
     def _seen(self, document: Document) -> None:
+        self._looked_s, self._late = time.monotonic(), False
         self._view.document, self._view.problem = document, ""
         self._view.histories.add(document)
 
-    def _missed(self, error: MemscalerError) -> None:
+    def _missed(self, error: Exception) -> None:
+        self._looked_s, self._late = time.monotonic(), False
         self._view.histories.add_gap()
         waits = "; waiting for it" if isinstance(error, DaemonNotRunning) else ""
-        self._view.problem = plain(" ".join(str(error).split())) + waits
+        what = str(error) if isinstance(error, MemscalerError) else f"{type(error).__name__}: {error}"
+        self._view.problem = plain(" ".join(what.split())) + waits
 
 
 def _unheld(name: str, told: Document) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,14 +34,19 @@ class Histories:
         """What a status document says."""
         for gpu in document["gpus"]:
             mine = self.of(gpu["uuid"])
-            mine.power_w.append(gpu["power_w"])
-            mine.connections.append(connections_of(gpu, document["watches"]))
+            mine.power_w.append(_drawable(gpu["power_w"]))
+            mine.connections.append(_drawable(connections_of(gpu, document["watches"])))
 
     def add_gap(self) -> None:
         """Nobody answers."""
         for mine in self._gpus.values():
             mine.power_w.append(None)
             mine.connections.append(None)
+
+
+def _drawable(value: float | None) -> float | None:
+    """JSON as Python reads it knows NaN and infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def connections_of(gpu: Mapping[str, Any], watches: Iterable[Mapping[str, Any]]) -> int:

@@ -66,6 +66,18 @@ class View:
             self.selected = self.gpus[at]["uuid"]
 
 
+def try_out(document: Document) -> None:
+    """Raise whatever drawing it would raise, whichever GPU is selected."""
+    view = View(document)
+    view.histories.add(document)
+    _headline(view, 0)
+    _transitions(document, len(document["transitions"]) + 2)
+    for gpu in view.gpus:
+        view.selected = gpu["uuid"]
+        _gpu_row(view, gpu, (LEAST_SPARK, LEAST_SPARK), is_chosen=True)
+        _details(view, LEAST_SPARK)
+
+
 def lines(view: View, width: int, height: int) -> list[Text]:
     """Exactly `height` lines of at most `width` columns."""
     body = _body(view, width, max(0, height - 2))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 from collections.abc import Iterator
 
+from memscaler.config.render import literal
 from memscaler.core.errors import MemscalerError
 from memscaler.core.watch import HOST
 from memscaler.daemon import rivals
@@ -18,6 +21,9 @@ SLEEP_VARIABLE = b"LLAMA_ARG_SLEEP_IDLE_SECONDS="  # llama.cpp has one for each 
 BOOST_SINCE = (580, 105, 8)
 NO_SERVER = "no llama.cpp, llama-swap, Ollama, vLLM or SGLang server listens here"
 _OFF = ("", "0", "-1")
+# A unit of the system. Whoever has a manager of their own may call a cgroup below it like anything: ssh.service, too.
+_SYSTEM_UNIT = re.compile(r"/system\.slice/((?!-)[A-Za-z0-9:_.@-]+\.service)")
+_INSTEAD = re.compile(r"watch (\d+@container:[A-Za-z0-9_.-]+) instead")
 
 
 def listeners(context: Context) -> Iterator[Verdict]:
@@ -54,7 +60,7 @@ def _listener(context: Context, found: Found, watched: frozenset[tuple[str, int]
         return passed(f"{about}; watched by the daemon", name)
     if not planned:
         table = f"[[watch]] port = {found.port}"
-        table += f', scope = "{found.scope}"' if found.scope != str(HOST) else ""
+        table += f", scope = {literal(found.scope)}" if found.scope != str(HOST) else ""
         return warned(f"{about}; not watched", f"add {table} to the configuration, or discover = true", name)
     if watched is not None:
         return warned(f"{about}; the daemon does not watch it", "memscaler reload; then see `memscaler status`", name)
@@ -68,8 +74,8 @@ def _waiting(found: Found, name: str) -> Verdict:
 def _remedy(found: Found) -> str:
     if "its children are watched" in found.problem:
         return "none is needed: discover = true watches its children"
-    if "instead" in found.problem:
-        return f"as it says: {found.problem.partition(': ')[2] or found.problem}"
+    if instead := _INSTEAD.search(found.problem):
+        return f"as it says: watch {shlex.quote(instead[1])} instead"
     if "no CUDA context" in found.problem:
         return "wait until it has loaded its model, or name its GPUs"
     return "see `memscaler ports`"
@@ -141,7 +147,9 @@ def others(context: Context) -> Iterator[Verdict]:
 
 
 def _unit(cgroup: str) -> str:
-    return next((part for part in reversed(cgroup.split("/")) if part.endswith(".service")), "")
+    """The unit of the system that this is, "" if it is anything else."""
+    unit = _SYSTEM_UNIT.fullmatch(cgroup)
+    return shlex.quote(unit[1]) if unit else ""
 
 
 def _servers(context: Context) -> dict[int, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import grp
 import os
+import shlex
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from memscaler import resources
-from memscaler.config import toml
 from memscaler.config.environment import unknown as unknown_variables
 from memscaler.core.errors import Unavailable
 from memscaler.daemon.doctor import units
@@ -18,6 +19,7 @@ from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Verdict, failed, passed, unknown, warned
 
 GROUP = "memscaler"
+PACKAGED = "/usr/bin/memscaler"  # as the unit has it
 SYSTEMCTL_S = 3.0
 NO_UNIT = "memscaler.service is not installed"
 CLEANS = ("yes", "restart", "true", "1", "on")  # what keeps the directory
@@ -27,7 +29,8 @@ def installed(context: Context) -> Iterator[Verdict]:
     """The unit: there, enabled, active, alone, and starting a program that is there."""
     unit = units.find(context.root)
     for name in units.others(context.root):
-        yield warned(f"{name} runs memscaler, too: there can be one", f"sudo systemctl disable --now {name}", name)
+        remedy = f"sudo systemctl disable --now {shlex.quote(name)}"
+        yield warned(f"{name} runs memscaler, too: there can be one", remedy, name)
     if unit is None:
         yield warned(f"{NO_UNIT}; `memscaler run` needs none", _install())
         return
@@ -44,14 +47,18 @@ def installed(context: Context) -> Iterator[Verdict]:
 
 
 def _install() -> str:
-    """The commands. The README tells what to change where memscaler is not in /usr/bin."""
+    """The commands, as in docs/install.md."""
     try:
-        source = resources.systemd_dir()
+        source = shlex.quote(str(resources.systemd_dir()))
     except Unavailable:
         return "see the README, quick start"
+    program = Path(sys.executable).with_name("memscaler")  # not what led here: sudo's PATH may be another
+    unit = "/etc/systemd/system/memscaler.service"
+    where = f"sudo sed -i s,{PACKAGED},{shlex.quote(str(program))}, {unit} && " if str(program) != PACKAGED else ""
     return (
-        f"sudo cp {source}/memscaler.service /etc/systemd/system/ && sudo cp {source}/memscaler.sysusers.conf "
-        "/etc/sysusers.d/memscaler.conf && sudo systemd-sysusers && sudo systemctl enable --now memscaler"
+        f"sudo install -m 644 {source}/memscaler.service {unit} && {where}"
+        f"sudo install -Dm 644 {source}/memscaler.sysusers.conf /etc/sysusers.d/memscaler.conf && "
+        "sudo systemd-sysusers && sudo systemctl daemon-reload && sudo systemctl enable --now memscaler"
     )
 
 
@@ -90,7 +97,7 @@ def directory(context: Context) -> Iterator[Verdict]:
     if unit is None:
         return
     if f"/run/{next(iter(unit.words('RuntimeDirectory')), '')}" != str(path):
-        remedy = f"RuntimeDirectory={path.name} in the unit, or runtime_dir in the configuration"
+        remedy = f"RuntimeDirectory={shlex.quote(path.name)} in the unit, or runtime_dir in the configuration"
         yield warned(f"the unit's RuntimeDirectory= is not {path}", remedy, unit.path.name)
     elif not set(unit.words("RuntimeDirectoryPreserve")) & set(CLEANS):
         seen = "the unit throws the journal of parked GPUs away when it stops"
@@ -101,16 +108,17 @@ def directory(context: Context) -> Iterator[Verdict]:
 
 
 def _directory(path: Path) -> Verdict:
+    name = shlex.quote(str(path))
     try:
         status = path.lstat()
     except FileNotFoundError:
         return passed(f"{path} is not there yet; memscaler makes it")
     if not stat.S_ISDIR(status.st_mode):
-        return failed(f"{path} is no directory", f"remove it: sudo rm {path}")
+        return failed(f"{path} is no directory", f"remove it: sudo rm {name}")
     if status.st_uid not in (0, os.geteuid()):
-        return failed(f"{path} belongs to another user (uid {status.st_uid})", f"sudo chown root {path}")
+        return failed(f"{path} belongs to another user (uid {status.st_uid})", f"sudo chown root {name}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return failed(f"{path} may be written by others", f"sudo chmod go-w {path}")
+        return failed(f"{path} may be written by others", f"sudo chmod go-w {name}")
     return passed(f"{path} is there and root's" if status.st_uid == 0 else f"{path} is there")
 
 
@@ -166,13 +174,11 @@ def trusted(context: Context) -> Verdict:
         return unknown("the configuration may not be read by this user")
     if found.file is None:
         return passed("there is no file")
-    try:
-        distrust = toml.distrust(found.file)
-    except OSError as error:
-        return failed(f"{found.file}: {error.strerror}", "name another file, or make it: memscaler config init")
-    return (
-        failed(str(distrust), f"sudo {distrust.hint}") if distrust else passed(f"only its owner may write {found.file}")
-    )
+    if not found.opened:
+        return failed("; ".join(found.problems), "name another file, or make it: memscaler config init")
+    if found.distrust:
+        return failed(found.distrust, f"sudo {found.remedy}")
+    return passed(f"only its owner may write {found.file}")
 
 
 def variables(context: Context) -> Iterator[Verdict]:

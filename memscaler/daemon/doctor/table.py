@@ -257,10 +257,11 @@ CHECKS = (
     Check(
         "MS-PROBE-02",
         "park and wake",
-        "Only with `--probe`: each GPU is parked and woken once, and its clocks are read back. Only as root, "
-        "where no daemon governs and the GPU is idle; the first sign of work, and Ctrl-C, wake it at once. What "
-        "is about to be done is in the journal first, and a guardian watches, so that no way of dying leaves it "
-        "parked.",
+        "Only with `--probe`: each GPU that the configuration governs (all if it watches nothing) is parked and woken "
+        "once, and its clocks are read back. Only as root, where no daemon governs, the GPU is idle and nobody is "
+        "connected to its servers; the first sign of work, the first client and Ctrl-C wake it at once. Clocks that "
+        "somebody else has locked there are reset. What is about to be done is in the journal first, and a guardian "
+        "watches, so that no way of dying or of standing still leaves it parked.",
         probing.park_and_wake,
         PROBE_DEADLINE_S,
         probe=True,
