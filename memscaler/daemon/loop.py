@@ -227,7 +227,7 @@ class Loop:
             self._stop(outdated, Ending.RESTART)
         if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
             self._keeper.start_again()
-        if 0 < self._steering.next_end_ns() <= now_ns:
+        if 0 < self._steering.next_end_ns() <= time.monotonic_ns():  # what is over ends "now", which is after now_ns
             self._steering.end_what_is_over(now_ns)
         self._roster.let_go()
         self._answers.answer(now_ns)

@@ -35,6 +35,9 @@ _LIBRARIES = {
 _FLAGS = ("-O2", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread")
 
 
+_built: dict[tuple[Path, tuple[str, ...]], Path] = {}
+
+
 def build(target_dir: Path | None = None, *, without: Sequence[str] = ()) -> Path:
     """The folder with the three libraries, compiled if need be; several processes may call it at once.
 
@@ -42,9 +45,12 @@ def build(target_dir: Path | None = None, *, without: Sequence[str] = ()) -> Pat
     without: NVML symbols to leave out, as in an older driver.
     Raise SimulatorUnavailable without a C compiler or without nvml.h.
     """
-    compiler, header = _find_compiler(), _find_header()
     cache = target_dir or _default_cache()
-    folder = cache / _fingerprint(compiler, header, tuple(sorted(without)))
+    asked = cache, tuple(sorted(without))
+    if asked in _built and (_built[asked] / REMOTE_LIBRARY).is_file():  # the sources need not be readable any more
+        return _built[asked]
+    compiler, header = _find_compiler(), _find_header()
+    folder = _built[asked] = cache / _fingerprint(compiler, header, asked[1])
     if (folder / REMOTE_LIBRARY).is_file():
         return folder
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memscaler.config.load import Examined, load
-from memscaler.core.errors import DaemonNotRunning
+from memscaler.core.errors import DaemonNotRunning, MemscalerError
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Finding
 from memscaler.daemon.doctor.runner import Runner
@@ -105,8 +107,22 @@ class Machine:
         self.context.settings = replace(self.context.settings, **settings)
 
     def findings(self, check: str) -> list[Finding]:
-        return list(Runner(self.context).run([BY_ID[check]]))
+        try:
+            return list(Runner(self.context).run([BY_ID[check]]))
+        finally:  # what an earlier test has loaded into this process may have answered
+            if "driver" in self.context._made:
+                with contextlib.suppress(MemscalerError):
+                    self.context.driver().close()
+                del self.context._made["driver"]
 
     def check(self, check: str) -> Finding:
         (finding,) = self.findings(check)
         return finding
+
+    def check_apart(self, check: str) -> Finding:
+        """In a process of its own: this one may have loaded the simulated driver by now."""
+        code = "import pickle, sys; from pathlib import Path; from tests.doctor.bench import Machine\n"
+        code += "sys.stdout.buffer.write(pickle.dumps(Machine(Path(sys.argv[1])).check(sys.argv[2])))"
+        command = [sys.executable, "-c", code, str(self.root), check]
+        env = clean_environment()
+        return pickle.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env).stdout)

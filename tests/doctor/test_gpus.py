@@ -151,21 +151,21 @@ def test_no_library(runtime_dir):
 
 def test_modules_and_cards(machine):
     """No card, a card without its module, and both kinds of module."""
-    assert "no NVIDIA GPU" in machine.check("MS-DRIVER-01").seen
+    assert "no NVIDIA GPU" in machine.check_apart("MS-DRIVER-01").seen
     machine.write("/sys/bus/pci/devices/0000:3b:00.0/vendor", "0x10de\n")
     machine.write("/sys/bus/pci/devices/0000:3b:00.0/class", "0x030200\n")
     machine.write("/sys/bus/pci/devices/0000:00:1f.0/vendor", "0x8086\n")
-    finding = machine.check("MS-DRIVER-01")
+    finding = machine.check_apart("MS-DRIVER-01")
     assert (finding.result, "0000:3b:00.0" in finding.seen) == (Result.FAIL, True)
     assert finding.remedy.startswith("sudo modprobe nvidia; if there is no such module")
     machine.write("/usr/src/nvidia/Makefile")
-    assert machine.check("MS-DRIVER-01").remedy == "sudo modprobe nvidia"
+    assert machine.check_apart("MS-DRIVER-01").remedy == "sudo modprobe nvidia"
     for text, version in [
         ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23", "580.95.05"),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release", "570.86.15"),
     ]:
         machine.write("/proc/driver/nvidia/version", text)
-        assert machine.check("MS-DRIVER-01").seen == f"kernel module {version}"
+        assert machine.check_apart("MS-DRIVER-01").seen == f"kernel module {version}"
 
 
 def test_left_parked(runtime_dir):

@@ -288,7 +288,8 @@ class Soak:
     def _unhold(self, *, all_of_them: bool = False) -> None:
         for until, name in [*self._held]:
             if all_of_them or time.monotonic() > until:
-                self._held.remove((until, name))
+                with contextlib.suppress(ValueError):  # a restart has ended it meanwhile
+                    self._held.remove((until, name))
                 self._tell("unhold", id=name)
                 what, lease = name.split()
                 with contextlib.suppress(MemscalerError):
