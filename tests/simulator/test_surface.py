@@ -9,7 +9,7 @@ import pynvml
 import pytest
 
 from memscaler.core.errors import SimulatorUnavailable, UsageError
-from memscaler.simulator import build, known_boards, parse_boards
+from memscaler.simulator import build, builder, known_boards, parse_boards
 from memscaler.simulator.binding import RawRecord, library
 
 DAEMON = """
@@ -116,6 +116,7 @@ except n.NVMLError_FunctionNotFound as e: print(e.value)
 
 def test_builder_says_what_is_missing(monkeypatch, tmp_path):
     """Without a compiler the error names the package to install."""
+    monkeypatch.setattr(builder, "_built", {})  # of what was built before nothing is looked up again
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(SimulatorUnavailable) as raised:
