@@ -11,27 +11,10 @@ import pytest
 from memscaler.core.snapshot import Identity
 from memscaler.daemon.doctor.model import Result
 from memscaler.gpu.journal import Journal
-from memscaler.simulator import SimulatedDriver, builder
+from memscaler.simulator import builder
 from tests.doctor.bench import NOBODY, doctor, memscaler, only
 
 GPUS = ["MS-DRIVER", "MS-GPU"]
-
-
-@pytest.fixture
-def boards(runtime_dir):
-    """Simulated boards where `--simulate` finds them."""
-    drivers = []
-
-    def make(*names, **settings) -> SimulatedDriver:
-        path = runtime_dir / "simulator" / "state"
-        path.parent.mkdir()
-        drivers.append(SimulatedDriver.create(path, names, **settings))
-        return drivers[-1]
-
-    yield make
-    for driver in drivers:
-        driver.clear_faults()  # a call that hangs goes on
-        driver.close()
 
 
 def by_subject(found, check):

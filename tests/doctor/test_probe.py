@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memscaler.gpu.journal import Journal
-from memscaler.simulator import Lock, SimulatedDriver
+from memscaler.simulator import Lock
 from tests.doctor.bench import clean_environment, command, doctor, memscaler, only
 from tests.governor import connect, eventually, governing, listener, port_of
 
@@ -17,22 +17,6 @@ SET, RESET = "nvmlDeviceSetMemoryLockedClocks", "nvmlDeviceResetMemoryLockedCloc
 PROBE = "MS-PROBE-02"
 QUICK = {"MEMSCALER_SETTLE_TIMEOUT": "300ms"}
 PATIENT = {"MEMSCALER_SETTLE_TIMEOUT": "60s"}  # with boards whose clocks do not fall that long
-
-
-@pytest.fixture
-def boards(runtime_dir):
-    drivers = []
-
-    def make(*names, **settings) -> SimulatedDriver:
-        path = runtime_dir / "simulator" / "state"
-        path.parent.mkdir()
-        drivers.append(SimulatedDriver.create(path, names, **settings))
-        return drivers[-1]
-
-    yield make
-    for driver in drivers:
-        driver.clear_faults()
-        driver.close()
 
 
 def probe(runtime_dir, names, **more):
