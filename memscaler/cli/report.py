@@ -9,14 +9,13 @@ from typing import Any
 
 from memscaler.cli.output import WIDTH, columns, labelled, plain, span
 from memscaler.cli.paint import Paint
+from memscaler.core.text import energy
 
 NONE = "-"
 SCOPE_WIDTH = 19
 MOST_GPUS = 2
 RESUME = "`memscaler resume` when the driver is back"
 NO_WATCH = "no server is watched: name one with `--port 8080:gpu0` or let it `--discover`; see `memscaler ports`"
-JOULES_PER_WH = 3600.0
-WH_PER_KWH = 1000.0
 # What follows on a state that lasts until something happens.
 NEXT = {
     "awake": "cooling, when its connections are quiet",
@@ -171,12 +170,6 @@ def _named(gpu: Entry) -> str:
 
 def _bad(colour: Paint, lines: Sequence[str]) -> list[str]:
     return [colour("bad", line) for line in lines]
-
-
-def energy(joules: float) -> str:
-    """For example "412.3 Wh", "1.03 kWh"."""
-    hours = joules / JOULES_PER_WH
-    return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
 
 
 def mhz(clock_mhz: int | None) -> str:

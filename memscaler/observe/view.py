@@ -18,6 +18,7 @@ from typing import Any
 
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import GpuSnapshot, Snapshot
+from memscaler.core.text import energy
 from memscaler.observe.status import document
 
 Fields = Mapping[str, str]
@@ -26,8 +27,6 @@ Document = Mapping[str, Any]
 WINDOW_S = 600.0  # of the plots
 MOST_CHANGES = 12
 NONE = "\N{EN DASH}"
-JOULES_PER_WH = 3600
-WH_PER_KWH = 1000
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _PID = re.compile(r"\s*\(?\bpid \d+\)?")
 _HEARD = {"connection": "a client connected", "ledger": "a client was found connected"}
@@ -221,12 +220,6 @@ def span(seconds: float) -> str:
             rest = left % size // small
             return f"{left // size} {unit}" + f" {rest} {smaller}" * bool(rest)
     return f"{left} s"
-
-
-def energy(joules: float) -> str:
-    """Watt hours, or kilowatt hours."""
-    hours = joules / JOULES_PER_WH
-    return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
 
 
 def _until(left_s: float | None) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from rich.text import Text
 
 from memscaler.cli.output import plain, span
-from memscaler.cli.report import energy, hold_text, lever_text, mhz, next_text, open_text
+from memscaler.cli.report import hold_text, lever_text, mhz, next_text, open_text
 from memscaler.cli.top.history import Histories, connections_of, sparkline
+from memscaler.core.text import energy
 
 STATES = {"awake": "cyan", "cooling": "yellow", "parked": "green", "held": "magenta", "unmanaged": "bold red"}
 KEYS = (("up/down", "select"), ("h", "hold 1h"), ("u", "unhold"), ("p", "park"), ("P", "pause"), ("?", "help"))
