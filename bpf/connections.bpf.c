@@ -51,12 +51,15 @@ struct identity {
     u8 peer[16];
 };
 
+/* What user space has made of what was said so far. */
+enum heard { NOT_HEARD, JUDGED, OWED };
+
 struct connection {
     u64 since_ns; /* CLOCK_MONOTONIC; 0 if user space found it */
     u32 slot;     /* NO_WATCH: one of our own probes, which is nobody's work */
-    u32 heard;    /* 1: user space has judged what was said so far, in bytes: */
-    u64 received; /* from the client */
-    u64 sent;     /* to the client */
+    u32 heard;
+    u64 received; /* JUDGED: bytes from the client; OWED: since when the client waits for an answer */
+    u64 sent;     /* JUDGED: bytes to the client */
 };
 
 /*
@@ -82,6 +85,21 @@ struct slot {
     u64 data_rings; /* of `rings`, those for data on an open connection */
 };
 
+#define WORK_SPANS 64 /* a power of two */
+#define SHORTEST_GAP_NS 250000000 /* as in memscaler/core/gaps.py */
+
+/* When a watch was at work, as far as its connections are over: spans with at least SHORTEST_GAP_NS between them. */
+struct span {
+    u64 number; /* 1 for the first: another one than expected stands where it was overwritten, or is not written yet */
+    u64 begin_ns;
+    u64 end_ns;
+};
+
+struct work {
+    u64 count; /* spans so far; the newest of them still grows */
+    struct span spans[WORK_SPANS];
+};
+
 /* The last slot is no watch: `opened` counts the listening sockets that came or went, `armed` rings `bulletin`. */
 #define NO_WATCH MAX_WATCHES
 
@@ -92,8 +110,10 @@ BPF_F_TABLE("hash", struct identity, struct connection, connections, MAX_CONNECT
 BPF_F_TABLE("hash", u64, u32, silent, MAX_CONNECTIONS, BPF_F_NO_PREALLOC); /* socket cookie -> slot: data rings */
 #ifdef WITHOUT_RINGBUF /* before Linux 5.8: nobody can be woken, so `rings` counts everything that would have rung */
 BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES + 1, 0);
+BPF_F_TABLE("array", u32, struct work, work, MAX_WATCHES, 0);
 #else
 BPF_F_TABLE("array", u32, struct slot, slots, MAX_WATCHES + 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct work, work, MAX_WATCHES, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(doorbell, 1);
 BPF_RINGBUF_OUTPUT(bulletin, 1); /* listening sockets came or went */
 #endif
@@ -202,7 +222,7 @@ static inline void enter(struct identity *id, u32 index, int by_sockops)
             return;
         if (known) {
             known->since_ns = connection.since_ns;
-            known->heard = 0;
+            known->heard = NOT_HEARD;
         } else {
             __sync_fetch_and_add(&slot->overflow, 1);
             slot->last_work_ns = connection.since_ns;
@@ -231,7 +251,7 @@ static inline int meaning_of(const struct slot *slot, const struct connection *c
 
     bpf_probe_read_kernel(&received, sizeof(received), sk + OFFSET_BYTES_RECEIVED);
     bpf_probe_read_kernel(&sent, sizeof(sent), sk + OFFSET_BYTES_SENT);
-    if (connection->heard) {
+    if (connection->heard == JUDGED) {
         received -= connection->received;
         sent -= connection->sent;
         if (received <= 1) /* the FIN counts as one */
@@ -242,6 +262,44 @@ static inline int meaning_of(const struct slot *slot, const struct connection *c
         return TOUCH;
 #endif
     return WORK;
+}
+
+/*
+ * A connection was at work from begin_ns until now. Nothing is locked: who finds that the newest span does not hold his
+ * own takes a place that is his alone. So two spans may overlap, but none is lost.
+ */
+static inline void worked(u32 index, u64 begin_ns, u64 now_ns)
+{
+    struct work *mine = work.lookup(&index);
+    struct span *span;
+    u64 count;
+
+    if (!mine)
+        return;
+    count = mine->count;
+    span = &mine->spans[(count - 1) & (WORK_SPANS - 1)];
+    if (count && span->number == count && span->begin_ns <= begin_ns && begin_ns < span->end_ns + SHORTEST_GAP_NS) {
+        span->end_ns = now_ns;
+        return;
+    }
+#ifdef WITHOUT_COMPARE_AND_EXCHANGE
+    /* Two CPUs may take one place; then a number is missing, and user space knows that it does not know. */
+    __sync_fetch_and_add(&mine->count, 1);
+#else
+    count = __sync_fetch_and_add(&mine->count, 1);
+#endif
+    span = &mine->spans[count & (WORK_SPANS - 1)];
+    span->begin_ns = begin_ns;
+    span->end_ns = now_ns;
+    span->number = count + 1;
+}
+
+/* Since when a connection that ends now has been at work; 0: longer than anybody knows. */
+static inline u64 begin_of(const struct connection *connection, u64 now_ns)
+{
+    if (connection->heard == OWED)
+        return connection->received;
+    return connection->heard == JUDGED ? now_ns : connection->since_ns;
 }
 
 static inline void leave(struct identity *id, const void *sk)
@@ -267,8 +325,10 @@ static inline void leave(struct identity *id, const void *sk)
         slot->last_activity_ns = now_ns;
     if (meaning == TOUCH)
         __sync_fetch_and_add(&slot->touches, 1);
-    if (meaning == WORK)
+    if (meaning == WORK) {
         slot->last_work_ns = now_ns;
+        worked(connection.slot, begin_of(&connection, now_ns), now_ns);
+    }
     __sync_fetch_and_add(&slot->closed, 1);
 }
 

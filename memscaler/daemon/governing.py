@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from memscaler.core import governor
+from memscaler.core.gaps import Gap
 from memscaler.core.model import (
     SECOND_NS,
     Action,
@@ -33,6 +34,7 @@ from memscaler.core.model import (
     Wake,
 )
 from memscaler.daemon.fleet import Fleet
+from memscaler.daemon.learning import Learning
 from memscaler.daemon.listening import Listening
 from memscaler.daemon.record import Recorder
 from memscaler.gpu.actuator import hand_over
@@ -72,6 +74,7 @@ class Governing:
         if self._doorbell is not None:
             epoll.register(self._doorbell.fd, 0)
         self._listening = Listening(ledger)
+        self._learning = Learning(ledger)
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
         self._healed_ns = 0
@@ -158,8 +161,8 @@ class Governing:
         """One observation, and every observation that its actions lead to at once."""
         self._seen.append(seen)
         while self._seen:
-            now_ns = time.monotonic_ns()
-            step = governor.step(self.state, self._seen.popleft(), now_ns, self.policy)
+            now_ns, seen = time.monotonic_ns(), self._seen.popleft()
+            step = governor.step(self.state, seen, now_ns, self.policy)
             wakes = [action for action in step.actions if isinstance(action, Wake)]
             for wake in wakes:
                 self._fleet[wake.gpu].wake(wake.seq)
@@ -170,10 +173,15 @@ class Governing:
                 self._do(action)
             if step.state is not before:
                 self._changed(now_ns)
+            self._learning.see(seen)
         self._listening.plan(self.state, self.policy)
         self._ready_wakes = governor.wakes_on_ring(self.state, self.policy)
         self._listen(wanted=not all(self._fleet[wake.gpu].listens for _, wake in self._ready_wakes))
         self._settled()
+
+    def learn(self, tell: Callable[[Gap], None]) -> None:
+        """Tell the gaps that have come to light, each once. To be called when nothing is urgent."""
+        self._learning.learn(self.policy, tell)
 
     def regroup(self, policy: Policy) -> None:
         """Other GPUs from now on: those of this policy, all of which the fleet has."""
@@ -253,6 +261,8 @@ class Governing:
         slots = self._listening.slots(self.state, self.policy)
         if slots:
             self._ask_sockets(partial(self.ledger.listen_in, slots))
+            self._learning.looked = True
+        self._listening.plan(self.state, self.policy)
 
     def _heal_overflow(self) -> None:
         """Not at every deadline: with a full set this takes most of a second."""

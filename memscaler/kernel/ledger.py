@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memscaler.core.errors import ConfigError, KernelUnavailable
+from memscaler.core.gaps import Span, Worked
 from memscaler.core.model import Reading
 from memscaler.core.watch import Quiet, WatchSettings
 from memscaler.kernel.attachment import Attachment
@@ -31,6 +32,9 @@ from memscaler.kernel.records import (
     CONNECTION,
     IDENTITY,
     IGNORE_KEY,
+    JUDGED,
+    NOT_HEARD,
+    OWED,
     PORT_BITS,
     PORT_WORD,
     SLOT,
@@ -40,6 +44,7 @@ from memscaler.kernel.records import (
 )
 from memscaler.kernel.sock_diag import LIVE, Row, SockDiag
 from memscaler.kernel.traffic import Traffic
+from memscaler.kernel.work import Facts, Hearing, Seen, WorkRings, report
 
 PLAIN = WatchSettings(quiet=Quiet.NO_CONNECTIONS, touch_s=0)
 MOST_ONE_BY_ONE = 64
@@ -73,8 +78,10 @@ class Watch:
     silent: int = 0  # open connections that were found silent when `gone` had ended
     gone: int = 0
     rows: Mapping[bytes, Row] = field(default_factory=dict)  # the live connections at the last dump,
+    opened: Mapping[int, int] = field(default_factory=dict)  # when each began, by cookie,
     moved: tuple[int, ...] = ()  # and what the counters said then
     reconciled: bool = False
+    hearing: Hearing = field(default_factory=Hearing)
 
     @property
     def scope(self) -> str:
@@ -98,6 +105,8 @@ class Ledger:
         self.attachment = attachment
         self.counters: Counters = MappedCounters(fds["slots"]) if attachment.rings else PolledCounters(fds["slots"])
         self.watches: dict[int, Watch] = {}
+        self._work = WorkRings(fds["work"], mapped=attachment.rings)
+        self._reported: dict[int, Seen] = {}
         self.own = OwnProbes(fds["connections"])
         self.data_hook = DataHook(fds)
         self.reconciles = 0
@@ -111,6 +120,7 @@ class Ledger:
         """Let go of the counters and of the namespaces; the attachment stays."""
         self.data_hook.close()
         self.counters.close()
+        self._work.close()
         for diag in {id(watch.diag): watch.diag for watch in self.watches.values()}.values():
             diag.close()
 
@@ -216,6 +226,29 @@ class Ledger:
         """Of every watch."""
         return {slot: self.reading(watch) for slot, watch in self.watches.items()}
 
+    def worked(self) -> dict[int, Worked]:
+        """Of every watch: what has come to light of its work since this was asked last."""
+        before, self._reported = self._reported, {}
+        reports = {}
+        for slot, watch in self.watches.items():
+            now_ns = time.monotonic_ns()
+            seen, reports[slot] = report(before.get(slot), self._facts(watch, now_ns), self._work, slot, now_ns)
+            self._reported[slot] = seen
+        return reports
+
+    def _facts(self, watch: Watch, now_ns: int) -> Facts:
+        slot, traffic, hearing = self.counters.read(watch.slot), watch.traffic, watch.hearing
+        idle = _open(watch, slot) == 0
+        told: tuple[Span, ...] = ()
+        if traffic is not None:
+            self._trust_silence(watch, now_ns)
+            hearing.check(now_ns, idle=idle)
+            told = tuple(traffic.spans)
+            traffic.spans.clear()
+        doubts = (watch.added, slot.overflow, watch.uncounted and now_ns)
+        doubt_ns = max(watch.healed_ns, hearing.missed_ns)
+        return Facts(watch.began_ns, idle, hearing.heard_ns, tuple(hearing.floors), told, doubt_ns, doubts)
+
     def overflowed(self, watch: Watch) -> bool:
         """True if opens found the set full since the last reconciliation: the counters are not the truth then."""
         return watch.uncounted > 0 or self.counters.read(watch.slot).overflow != watch.overflow_seen
@@ -247,13 +280,14 @@ class Ledger:
             except OSError as error:  # they are live then; the next park tries again
                 watch.deaf, watch.silent = f"the data hook: {error}", 0
                 continue
+            watch.hearing.hook_since_ns = watch.hearing.heard_ns if self.attachment.rings else 0
             self.check_silence([watch.slot])
 
     def check_silence(self, slots: Iterable[int]) -> None:
         """Of watches whose GPU is parked: whoever spoke without ringing is live."""
         for watch in self._listened(slots):
             if watch.traffic and watch.traffic.has_spoken(self._rows(watch).values()):
-                watch.silent = 0
+                watch.silent = watch.hearing.hook_since_ns = 0
 
     def server_tells(self, slot: int, *, tells: bool) -> None:
         """Whether the server is asked before each park if it has answered; else that has to be guessed by waiting."""
@@ -263,7 +297,18 @@ class Ledger:
 
     def stop_listening(self) -> None:
         """No GPU is parked beside an open connection: packets need not be looked at."""
+        for watch in self.watches.values():
+            self._trust_silence(watch, time.monotonic_ns())
+            watch.hearing.hook_since_ns = 0
         self.data_hook.detach()
+
+    def _trust_silence(self, watch: Watch, now_ns: int) -> None:
+        """While the data hook listens, nothing is said unheard. now_ns: read before this is asked."""
+        hearing = watch.hearing
+        if hearing.hook_since_ns and watch.traffic is not None:
+            slot = self.counters.read(watch.slot)
+            hearing.hook_heard(now_ns, slot.rang_ns if slot.armed != 1 else 0, slot.data_rings)
+            watch.traffic.heard_ns = hearing.heard_ns
 
     def _listened(self, slots: Iterable[int]) -> list[Watch]:
         """Those of the watches whose silence matters now and can be looked at."""
@@ -277,22 +322,27 @@ class Ledger:
         """Judge what was said; how many connections are at work."""
         if watch.traffic is None:
             return self.open_connections(watch)
+        now_ns, hearing = time.monotonic_ns(), watch.hearing
+        self._trust_silence(watch, now_ns)
+        hearing.check(now_ns, idle=False)
         slot = self.counters.read(watch.slot)
         gone = slot.closed + watch.healed  # read before the sockets: what ends in between errs towards live
         rows = self._rows(watch)
-        verdict = watch.traffic.look(rows.values(), time.monotonic_ns())
+        verdict = watch.traffic.look(rows.values(), time.monotonic_ns(), watch.opened, hearing.rang_ns)
+        watch.traffic.heard_ns = now_ns
+        hearing.looked(now_ns, verdict.open_ns, slot.data_rings)
         watch.silent, watch.gone = len(verdict.silent), gone
         for key, row in rows.items():
             if row.cookie in verdict.marks:
-                self._mark(key, verdict.marks[row.cookie])
+                self._mark(key, verdict.marks[row.cookie], now_ns)
         return verdict.live
 
-    def _mark(self, key: bytes, judged: tuple[int, int] | None) -> None:
+    def _mark(self, key: bytes, judged: tuple[int, int] | None, now_ns: int) -> None:
         """Tell the hook that sees the connection end how much of what was said is judged already."""
         value = self._connections.get(key)
         if value is not None:
             since_ns, slot, *_ = CONNECTION.unpack(value)
-            heard = (0, 0, 0) if judged is None else (1, *judged)
+            heard = (OWED, now_ns, 0) if judged is None else (JUDGED, *judged)
             try:
                 self._connections.put(key, CONNECTION.pack(since_ns, slot, *heard), EXIST)
             except OSError as error:
@@ -315,11 +365,12 @@ class Ledger:
         return watch.rows
 
     def _dumped_rows(self, watch: Watch) -> dict[bytes, Row]:
-        rows = {}
+        rows, opened = {}, {}
         for key, row in self._dump(watch, said=True).items():
             value = self._connections.get(key) if row.state in LIVE else None
             if value is not None and CONNECTION.unpack(value)[1] == watch.slot:
-                rows[key] = row
+                rows[key], opened[row.cookie] = row, CONNECTION.unpack(value)[0]
+        watch.opened = opened
         return rows
 
     def live_in_set(self) -> Mapping[int, int]:
@@ -417,7 +468,7 @@ class Ledger:
         added, full = [], 0
         for key in missing:
             try:
-                self._connections.put(key, CONNECTION.pack(0, watch.slot, 0, 0, 0), NOEXIST)
+                self._connections.put(key, CONNECTION.pack(0, watch.slot, NOT_HEARD, 0, 0), NOEXIST)
             except OSError as error:
                 if error.errno == errno.E2BIG:
                     full += 1

@@ -47,7 +47,7 @@ ONE_NAMESPACE = "network namespaces are not told apart"
 NO_DATA = "an open connection keeps its GPU awake even if nothing is said on it"
 NO_TOUCHES = "a health check counts like any other connection"
 NO_RING = "counters are polled while a GPU is parked, and a connection wakes it up to 20 ms late"
-MAPS = ("ports", "watches", "ignore", "connections", "silent", "slots")
+MAPS = ("ports", "watches", "ignore", "connections", "silent", "slots", "work")
 RINGS = ("doorbell", "bulletin")
 BTF_MAGIC, BTF_STRUCT = 0xEB9F, 4
 # Bytes that follow the 12-byte record of a BTF type, by kind: fixed, or per member.

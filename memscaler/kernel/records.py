@@ -9,6 +9,7 @@ WATCH_KEY = struct.Struct("=QII")  # namespace cookie, port
 IGNORE_KEY = struct.Struct("=II16s")  # bits, slot, address
 IDENTITY = struct.Struct("=QHHI16s16s")  # namespace cookie, local port, peer port, -, local and peer address
 CONNECTION = struct.Struct("=QIIQQ")  # since, slot, heard, received and sent when it was
+NOT_HEARD, JUDGED, OWED = 0, 1, 2  # enum heard; OWED: with the time instead of what was received
 SLOT = struct.Struct("=I")
 PORT_WORD, PORT_BITS = struct.Struct("=I"), struct.Struct("=Q")
 V4_PREFIX = bytes(10) + b"\xff\xff"

@@ -1,12 +1,14 @@
 """One layout on both sides: the C structs, their packing in Python, and the kernel's own structs in BTF."""
 
+import re
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from memscaler.kernel import counters, loader, records
+from memscaler.core.gaps import SHORTEST_NS
+from memscaler.kernel import counters, loader, records, work
 from memscaler.kernel.bpf import NOEXIST, HashMap, map_sizes
 from tests.kernel.worlds import BPF, world_of
 
@@ -26,6 +28,7 @@ def world():
         ("connections", records.IDENTITY.size, records.CONNECTION.size),
         ("silent", 8, records.SLOT.size),
         ("slots", 4, counters.SLOT_WORDS * 8),
+        ("work", 4, work.WORK_WORDS * 8),
     ],
 )
 def test_sizes_in_the_kernel(world, name, key, value):
@@ -41,6 +44,22 @@ def test_slot_fields_in_order():
     assert len(fields) == counters.SLOT_WORDS
     assert fields[counters._ARMED] == "armed"
     assert (fields[counters._TOUCH_NS], fields[counters._TOUCH_BYTES]) == ("touch_ns", "touch_bytes")
+
+
+def test_words_of_work():
+    """The spans are read by position, too; what user space marks and what is too short for a gap are the same numbers."""
+    source = (BPF / "connections.bpf.c").read_text()
+    assert re.findall(r"u64 (\w+);", source.split("struct span {")[1].split("};")[0]) == [
+        "number",
+        "begin_ns",
+        "end_ns",
+    ]
+    assert "u64 count;" in source.split("struct work {")[1].split("};")[0].splitlines()[1]
+    numbers = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)\b", source)}
+    assert numbers["WORK_SPANS"] == work.SPANS
+    assert numbers["SHORTEST_GAP_NS"] == SHORTEST_NS
+    assert "enum heard { NOT_HEARD, JUDGED, OWED };" in source
+    assert (records.NOT_HEARD, records.JUDGED, records.OWED) == (0, 1, 2)
 
 
 def test_btf_of_the_running_kernel():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memscaler.core.watch import WatchSettings
 from memscaler.kernel.sock_diag import ESTABLISHED, Row, Said
-from memscaler.kernel.traffic import GREETING_NS, PING_BYTES, Traffic
+from memscaler.kernel.traffic import GREETING_NS, MOST_SPANS, PING_BYTES, Traffic
 from tests.kernel.worlds import assert_eventually, connected, listener
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -319,9 +319,9 @@ def test_without_touches_any_word_of_a_client_is_work(steps):
 
 @given(STEPS, POLICIES)
 def test_large_request_is_work_whenever_one_looks(steps, settings):
-    """touch_bytes or more from the client between two looks."""
+    """touch_bytes or more from the client between two looks, unless they are fewer than any request has."""
     for traffic, talk, _, asked in replay(steps, settings):
-        if asked >= settings.touch_bytes:
+        if asked >= max(settings.touch_bytes, REQUEST_BYTES):
             assert traffic.last_work_ns >= talk.heard_at
 
 
@@ -456,3 +456,95 @@ def test_judgement_of_a_real_conversation(diag, ends):
     assert_eventually(lambda: look().live == 0)
     assert traffic.touches == 1
     assert not traffic.has_spoken([row_of(diag, port, server)])
+
+
+# ---- when there was work ---------------------------------------------------------------------------------------------
+
+
+def test_span_from_the_request_to_the_answer(traffic, talk):
+    """As far as the look can tell: from the last that the client said to the last that the server said."""
+    talk.look(traffic)
+    traffic.heard_ns = talk.now
+    traffic.spans.clear()
+    begin = talk.wait(SECOND).now
+    answered(traffic, talk, size=2000, within=300 * MS)
+    assert traffic.spans == [(begin, talk.now)]
+    talk.wait(2 * SECOND).look(traffic)
+    assert traffic.spans == [(begin, talk.now - 2 * SECOND)]
+
+
+def test_touch_is_no_span(traffic, talk):
+    """Neither while its answer is owed nor afterwards; but until it is judged nobody knows."""
+    traffic.spans.clear()
+    traffic.heard_ns = talk.now
+    asked = talk.client(300).now
+    assert talk.wait(10 * MS).look(traffic).open_ns == asked
+    talk.server(200)
+    assert talk.look(traffic).open_ns == 0
+    assert traffic.spans == []
+
+
+@given(STEPS, POLICIES, st.booleans())
+def test_work_and_spans_say_the_same(steps, settings, tells):
+    """Whatever is work is the end of a span, and the other way round; no span lies in the future."""
+    for traffic, talk, _, _ in replay(steps, settings, tells):
+        assert all(begin <= end <= talk.now for begin, end in traffic.spans)
+        assert max((end for _, end in traffic.spans), default=0) == traffic.last_work_ns
+
+
+def test_span_grows_as_long_as_an_answer_is_owed(traffic, talk):
+    """It begins with the request at every look, and ends with the answer."""
+    traffic.spans.clear()
+    traffic.heard_ns = talk.now
+    begin = talk.client(2000).now
+    ends = []
+    for _ in range(3):
+        talk.wait(2 * SECOND).look(traffic)
+        ends.append((begin, talk.now))
+        traffic.heard_ns = talk.now
+    talk.wait(SECOND).server(200).look(traffic)
+    assert traffic.spans == [*ends, (begin, talk.now)]
+
+
+def test_answer_that_pauses_is_one_piece(traffic, talk):
+    """What the server says within seconds after what it said belongs to that; after a longer pause it is new."""
+    traffic.spans.clear()
+    begin = traffic.heard_ns = talk.now
+    for said in (2, 4, 60):
+        while talk.now < begin + said * SECOND:
+            traffic.heard_ns = talk.now
+            talk.wait(2 * SECOND)
+            talk.server(2000 if talk.now == begin + said * SECOND else 0).look(traffic)
+    first, second, third = traffic.spans
+    assert first == (begin, begin + 2 * SECOND)
+    assert second == (begin + 2 * SECOND, begin + 4 * SECOND)
+    assert third == (begin + 58 * SECOND, begin + 60 * SECOND)
+
+
+def test_new_connection_worked_since_it_was_opened(traffic):
+    """It may have asked for more than the last of its requests, which is all that the look shows."""
+    talk = Talk()
+    talk.wait(SECOND).client(2000).wait(300 * MS).server(200)
+    traffic.look([talk.row()], talk.now, {talk.cookie: BEGIN})
+    assert traffic.spans == [(BEGIN, talk.now)]
+
+
+def test_the_doorbell_knows_the_first_word(traffic, talk):
+    """What the look found began when it rang."""
+    traffic.spans.clear()
+    rang = talk.wait(60 * SECOND).now
+    talk.client(2000).wait(SECOND).server(200).wait(SECOND).client(2000).wait(300 * MS).server(200)
+    traffic.look([talk.row()], talk.now, None, rang)
+    assert traffic.spans == [(rang, talk.now)]
+
+
+def test_spans_that_nobody_takes_are_bounded(traffic, talk):
+    """They become one that covers them all: never a gap too many."""
+    traffic.spans.clear()
+    begin = talk.now
+    for _ in range(3000):
+        traffic.heard_ns = talk.wait(SECOND).now
+        answered(traffic, talk, size=2000)
+    assert len(traffic.spans) <= MOST_SPANS
+    assert traffic.spans[0][0] <= begin + SECOND
+    assert traffic.spans[-1][1] == talk.now
