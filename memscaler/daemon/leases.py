@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS
-from memscaler.gpu.journal import BOOT_ID, read_own
+from memscaler.files import read_own
+from memscaler.gpu.journal import BOOT_ID
 from memscaler.kernel.processes import start_time
 
 FILE = "leases.json"

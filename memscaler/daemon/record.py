@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from memscaler.core import energy
+from memscaler.core.calibration import Calibration
 from memscaler.core.errors import MemscalerError
 from memscaler.core.governor import public_state
 from memscaler.core.model import SECOND_NS, GovernorState, GpuState, LeverResult, Outcome, Phase, Public
@@ -32,8 +33,8 @@ from memscaler.core.snapshot import (
 )
 from memscaler.core.watch import Quiet
 from memscaler.daemon.rivals import Rival
-from memscaler.daemon.savings import Savings
 from memscaler.gpu.reports import WakeTiming
+from memscaler.history.writer import History
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
 from memscaler.observe.histogram import Latencies
 
@@ -59,11 +60,13 @@ def telling(otherwise: object) -> Callable[[Method], Method]:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What others know of a GPU. lever: that the next park uses; intent: what is set now."""
+    """What others know of a GPU. lever: that the next park uses; intent: what is set now; idle_*: as in GpuSnapshot."""
 
     lever: str
     holds: tuple[HoldSnapshot, ...]
     intent: Intent | None
+    idle_after_s: float = 0.0
+    idle_why: str = ""
 
 
 def _nobody() -> None:
@@ -110,6 +113,7 @@ class _Gpu:
     sampled_ns: int = 0
     power: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_READINGS))
     states: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=MOST_STATES))
+    quiet_ns: int = 0  # since when it was quiet when it was last seen to cool
     asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
     failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
 
@@ -122,16 +126,17 @@ class Recorder:
         facts: Facts,
         identities: Mapping[str, Identity],
         log: structlog.typing.FilteringBoundLogger,
-        savings: Savings,
+        history: History,
         changed: Callable[[], None] = _nobody,
     ) -> None:
         """changed: called after every change of a state; must return at once."""
         now_ns = time.monotonic_ns()
         self._changed = changed
-        self._facts, self._savings = facts, savings
+        self._facts, self._history = facts, history
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus: dict[str, _Gpu] = {}
+        self._calibrated_w: Mapping[str, float] = {}
         self._guardian_restarts = 0
         self._transitions: deque[Transition] = deque(maxlen=MOST_TRANSITIONS)
         self.take_on(identities)
@@ -140,12 +145,32 @@ class Recorder:
         """These GPUs are governed from now on."""
         now_ns = time.monotonic_ns()
         for uuid, identity in identities.items():
-            self._gpus[uuid] = _Gpu(identity, None, now_ns, energy.open_account(Public.AWAKE, now_ns))
+            account = energy.open_account(Public.AWAKE, now_ns, self._calibrated_w.get(uuid))
+            self._gpus[uuid] = _Gpu(identity, None, now_ns, account)
+            self._history.take_on(uuid, identity.index, identity.name, account)
+
+    @telling(None)
+    def calibrated(self, known: Mapping[str, Calibration]) -> None:
+        """What was measured of each GPU; in force from its next park on."""
+        self._calibrated_w = {uuid: each.awake_w.median for uuid, each in known.items() if each.awake_w is not None}
+        for uuid, mine in self._gpus.items():
+            mine.account = energy.calibrate(mine.account, self._calibrated_w.get(uuid))
+            if uuid in known and known[uuid].driver_version != self._facts.driver_version:
+                hint = "it is used all the same; `memscaler calibrate` measures anew"
+                self.log.info(
+                    "calibration.of_another_driver", gpu=self._index(uuid), driver=known[uuid].driver_version, hint=hint
+                )
+
+    @telling((None, None))
+    def watts(self, uuid: str) -> tuple[float | None, float | None]:
+        """While awake and quiet, and while parked, as far as is known of this run."""
+        mine = self._gpus.get(uuid)
+        return (None, None) if mine is None else (mine.account.baseline_w, energy.parked_w(mine.account))
 
     def let_go(self, uuid: str) -> None:
         """This one is not governed any more."""
         gone = self._gpus.pop(uuid)
-        self._savings.forget_count(uuid)
+        self._history.forget_count(uuid)
         self.log.info("gpu.let_go", gpu=f"gpu{gone.identity.index}")
 
     # ---- the governor ---------------------------------------------------------------------------------------------
@@ -156,6 +181,8 @@ class Recorder:
         changed = []
         for uuid, gpu in state.gpus.items():
             mine, public = self._gpus[uuid], public_state(gpu)
+            if gpu.phase is Phase.COOLING:
+                mine.quiet_ns = gpu.since_ns
             if public is mine.public:
                 continue
             changed.append(uuid)
@@ -176,11 +203,14 @@ class Recorder:
                     "gpu.changed_state", gpu=self._index(uuid), state=str(public), was=str(was), reason=mine.reason
                 )
         if changed:
-            self._tell_of_change()
+            self._tell_of_change(changed)
         return tuple(changed)
 
     @telling(None)
-    def _tell_of_change(self) -> None:
+    def _tell_of_change(self, changed: Iterable[str]) -> None:
+        for uuid in changed:
+            mine = self._gpus[uuid]
+            self._history.follow(uuid, mine.account, (mine.since_ns - mine.quiet_ns) / SECOND_NS, mine.reason)
         self._changed()
 
     @telling(None)
@@ -226,6 +256,7 @@ class Recorder:
         if seq == timing.seq and rang_ns:
             latency_ns = timing.driver_call_end_ns - rang_ns
             mine.latencies.add(latency_ns / SECOND_NS)
+            self._history.woke(timing.gpu, latency_ns / SECOND_NS)
             told = {"latency_us": latency_ns // 1000, "driver_call_us": call_us}
         else:
             told = {"driver_call_us": call_us}
@@ -238,7 +269,7 @@ class Recorder:
         mine.account = energy.observe_reading(mine.account, reading)
         if reading.power_w is not None:
             mine.power.append((reading.at_ns, reading.power_w))
-        self._savings.count(uuid, mine.account.saved_j)
+        self._history.follow(uuid, mine.account)
 
     def oldest_sample_ns(self) -> int:
         """The time of the last sample of that GPU whose last sample is oldest."""
@@ -352,18 +383,19 @@ class Recorder:
             watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
             kernel=_kernel(ledger),
             guardian_restarts=self._guardian_restarts,
+            history_write_failures=self._history.failures,
             waiting=self._facts.waiting(),
             paused=paused,
             ungoverned=self._facts.ungoverned(),
             transitions=tuple(self._transitions),
-            saved_since_unix_s=self._savings.since_unix_s,
+            saved_since_unix_s=self._history.since_unix_s,
         )
 
     def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:
         mine = self._gpus[uuid]
         public = public_state(gpu)
         account = energy.observe_state(mine.account, public, now_ns)  # up to this moment
-        today_j, total_j = self._savings.of(uuid)
+        today_j, total_j = self._history.of(uuid)
         return GpuSnapshot(
             identity=mine.identity,
             state=str(public),
@@ -379,6 +411,7 @@ class Recorder:
             energy_source=account.source,
             energy_saved_j=account.saved_j,
             baseline_w=account.baseline_w,
+            baseline_source=account.baseline_source,
             reading=mine.reading,
             wake_latency=mine.latencies.freeze(),
             errors=dict(mine.errors),
@@ -386,6 +419,8 @@ class Recorder:
             holds=about.holds,
             conflict=mine.conflict,
             intent=about.intent,
+            idle_after_s=about.idle_after_s,
+            idle_why=about.idle_why,
             power=tuple(mine.power),
             states=tuple(mine.states),
             saved_today_j=today_j,

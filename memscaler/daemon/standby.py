@@ -32,7 +32,8 @@ from memscaler.daemon.notify import Notifier
 from memscaler.daemon.reload import Reloaded
 from memscaler.daemon.requests import Asked, Document, ResumeWanted, Status, Verify
 from memscaler.daemon.signals import StopWanted, has_terminal
-from memscaler.gpu.journal import BOOT_ID, read_own
+from memscaler.files import read_own
+from memscaler.gpu.journal import BOOT_ID
 from memscaler.observe import status
 
 log = structlog.get_logger()

@@ -6,17 +6,16 @@ A file is replaced as a whole, so a reader never sees half of one; what it canno
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import json
 import os
-import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memscaler.core.errors import PermissionMissing
 from memscaler.core.snapshot import Identity
+from memscaler.files import read_own
 
 UNKNOWN_LEVER = "unknown"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -101,18 +100,3 @@ class Journal:
 
     def _path(self, uuid: str) -> Path:
         return self.directory / f"{uuid}.json"
-
-
-def read_own(path: Path, most_bytes: int) -> str:
-    """The text of a file of ours: of no other kind, not what a link leads to, and no more than we would have written.
-
-    Raise OSError or ValueError.
-    """
-    # a FIFO would wait for its writer
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise ValueError(f"more than {most_bytes} bytes")
-    return data.decode("utf-8")

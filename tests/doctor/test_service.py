@@ -1,6 +1,7 @@
 """The unit, its directory and group, and the configuration: by files, which need no systemd."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from memscaler import resources
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.model import Result
+from memscaler.history.reader import HistoryUnreadable
+from memscaler.history.tables import FILE
 from tests.doctor.bench import doctor, memscaler, only
+from tests.history.filled import fill
 
 UNIT = (resources.systemd_dir() / "memscaler.service").read_text()
 ETC, LIB = "/etc/systemd/system", "/usr/lib/systemd/system"
@@ -116,6 +120,41 @@ def test_a_runtime_directory_that_is_not_ours(machine, spoil, remedy):
     spoil(path)
     finding = machine.check("MS-UNIT-02")
     assert (finding.result, remedy in finding.remedy) == (Result.FAIL, True)
+
+
+def test_the_history(machine):
+    """None yet, one that can be read, one that cannot, and a directory that is not ours or cannot be written to."""
+    folder = machine.root / "state"
+    machine.with_settings(state_dir=folder)
+    assert (machine.check("MS-UNIT-04").result, "no history yet" in machine.check("MS-UNIT-04").seen) == (
+        Result.PASS,
+        True,
+    )
+    fill(folder, gaps=[(1.0, 1.0)])
+    assert "the history of 1 GPU has 0.0 MB" in machine.check("MS-UNIT-04").seen
+    (folder / FILE).write_bytes(b"x" * 5000)
+    assert (machine.check("MS-UNIT-04").result, machine.check("MS-UNIT-04").remedy) == (
+        Result.WARN,
+        HistoryUnreadable.hint,
+    )
+    folder.chmod(0o777)
+    assert "chmod go-w" in machine.check("MS-UNIT-04").remedy
+
+
+def test_a_history_on_a_disk_that_is_read_only(machine, tmp_path):
+    """It is told and what to do, also where there is a history that can be read."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    fill(folder)
+    machine.with_settings(state_dir=folder, origins={"state_dir": "file"})
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        findings = machine.findings("MS-UNIT-04")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert {each.result for each in findings} == {Result.PASS, Result.WARN}
+    assert any("state_dir" in each.remedy for each in findings)
 
 
 def test_the_group(installed):

@@ -1,12 +1,14 @@
-"""Journals, leases, savings and notes of a release that somebody has tampered with: read as what they are, or not at all; nothing else is touched."""
+"""Journals, leases, histories and notes of a release that somebody has tampered with: read as what they are, or not at all; nothing else is touched."""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import json
 import math
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from hypothesis import strategies as st
 from memscaler.core.errors import PermissionMissing
 from memscaler.core.snapshot import Identity, Released
 from memscaler.daemon.leases import FILE, MAX_LEASES, MAX_REASON, Leases
-from memscaler.daemon.savings import FILE as SAVED
-from memscaler.daemon.savings import MOST_J, Savings
 from memscaler.daemon.standby import FILE as RELEASED
 from memscaler.daemon.standby import Standby
 from memscaler.gpu.journal import BOOT_ID, PATTERN, UNKNOWN_LEVER, Journal
+from memscaler.history.batch import MOST_J
+from memscaler.history.tables import FILE as KEPT
+from memscaler.history.writer import History
 from tests.fuzz.cases import case, fuzzed, json_like, mutated
+from tests.history.filled import fill
 
 BOOT = BOOT_ID.read_text().strip()
 ELSEWHERE = "GPU-elsewhere"
@@ -39,8 +43,6 @@ LEASE = {
     "id": "5eed5eed", "kind": "hold", "gpus": ["GPU-a"], "owner": "root", "reason": "x", "expires_s": None, "pid": 0, "pid_started": 0,
 }  # fmt: skip
 NOTE = {"boot_id": BOOT, "owner": "root", "reason": "driver 580", "since_unix_s": 1.7e9}
-SAVING = {"total_j": 5.0, "today_j": 1.0, "day": "2026-11-21"}
-SAVINGS = {"since_unix_s": 1.7e9, "gpus": {"GPU-a": SAVING}}
 DOCUMENT = {"boot_id": BOOT, "leases": [LEASE]}
 WORDS = [
     b"null",
@@ -73,6 +75,13 @@ NAMES = [
 KINDS = ["file"] * 12 + ["symlink", "loop", "dangling", "zeros", "directory", "fifo", "huge", "sparse"]
 
 
+@functools.cache
+def _history() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), gaps=[(1.7e9 + nth, 1.0) for nth in range(50)], saved_j=5.0, since_unix_s=1.7e9)
+        return (Path(folder) / KEPT).read_bytes()
+
+
 def _with(base: dict[str, Any], keys: dict[str, Any]) -> bytes:
     return json.dumps({**base, **keys}).encode("utf-8", "surrogatepass")
 
@@ -87,11 +96,7 @@ notes = st.builds(
     lambda keys: _with(NOTE, keys),
     st.dictionaries(st.sampled_from(sorted(NOTE)), json_like([BOOT, "root"]), max_size=2),
 ) | mutated([json.dumps(NOTE).encode()], WORDS)
-savings = st.builds(
-    lambda keys, more: _with(SAVINGS, {"gpus": {"GPU-a": {**SAVING, **keys}, "GPU-b": SAVING}} | more),
-    st.dictionaries(st.sampled_from(sorted(SAVING)), json_like([1e308, 5.0]), max_size=2),
-    st.dictionaries(st.sampled_from(sorted(SAVINGS)), json_like([1e308, 5.0]), max_size=1),
-) | mutated([json.dumps(SAVINGS).encode()], WORDS)
+histories = st.deferred(lambda: mutated([_history()], WORDS))
 leases = (
     st.builds(
         lambda keys, times: json.dumps(
@@ -120,7 +125,7 @@ def folders(tmp_path_factory):
         json.dumps({**ENTRY, "lever": "secret", "pci_bus_id": "secret"})
     )
     (base / "outside" / FILE).write_text(json.dumps({**DOCUMENT, "leases": [{**LEASE, "owner": "secret"}]}))
-    (base / "outside" / SAVED).write_text(json.dumps({**SAVINGS, "gpus": {"GPU-secret": SAVING}}))
+    fill(base / "outside", "GPU-secret", saved_j=5.0)
     (base / "outside" / RELEASED).write_text(json.dumps({**NOTE, "owner": "secret"}))
     return base / "inside", base / "outside"
 
@@ -266,26 +271,21 @@ def test_note_of_a_release(folders, kind, data):
 
 
 @fuzzed(0.04)
-@given(kind=st.sampled_from(KINDS), data=savings)
-@example(kind="file", data=_with(SAVINGS, {"since_unix_s": 10**400}))
-@example(kind="file", data=_with(SAVINGS, {"since_unix_s": float("nan")}))
-@example(kind="file", data=_with(SAVINGS, {"gpus": {"GPU-a": {**SAVING, "total_j": -1}}}))
-@example(kind="file", data=_with(SAVINGS, {"gpus": {"GPU-a": {**SAVING, "today_j": float("inf")}}}))
-@example(kind="file", data=_with(SAVINGS, {"gpus": {f"GPU-{nth}": SAVING for nth in range(5000)}}))
-@example(kind="file", data=b"[" * 100_000)
+@given(kind=st.sampled_from(KINDS), data=histories)
+@example(kind="file", data=b"SQLite format 3\x00" + b"\xff" * 5000)
 @example(kind="directory", data=b"")
 @example(kind="fifo", data=b"")
 @example(kind="zeros", data=b"")
 @example(kind="sparse", data=b"")
 @example(kind="symlink", data=b"")
-def test_savings(folders, kind, data):
-    """They are joules that may be, or none; the next ones are counted and written down, unless a folder lies there."""
+def test_history(folders, kind, data):
+    """Joules that may be, or none; the next ones are counted and written down, unless something else lies there."""
     inside, outside = folders
     emptied(inside)
     before = contents(outside)
-    put(inside / SAVED, kind, data, outside / SAVED)
-    with case("savings"):
-        saved = Savings(inside)
+    put(inside / KEPT, kind, data, outside / KEPT)
+    with case("history"):
+        saved = History(inside)
         assert 0 <= saved.since_unix_s <= time.time()
         assert saved.of("GPU-secret") == (0.0, 0.0)
         today_j, total_j = saved.of("GPU-a")
@@ -296,7 +296,7 @@ def test_savings(folders, kind, data):
         assert saved.of("GPU-a")[1] >= total_j
         saved.close()
         for _ in range(100):  # the end of a daemon waits a second, not for a machine as busy as this one
-            if kind == "directory" or Savings(inside).of("GPU-a") == saved.of("GPU-a"):
+            if kind not in ("file", "huge", "sparse") or History(inside).of("GPU-a") == saved.of("GPU-a"):
                 break
             saved.close()
         else:

@@ -6,12 +6,12 @@ from structlog.testing import capture_logs
 from memscaler.core.model import GovernorState, GpuState, Phase
 from memscaler.core.snapshot import Identity
 from memscaler.daemon.record import Facts, Recorder
-from memscaler.daemon.savings import Savings
+from memscaler.history.writer import History
 
 
 def recorder(folder, changed) -> Recorder:
     facts = Facts("1", "", "", False, lambda _: (), lambda _: "", dict, tuple)
-    return Recorder(facts, {"GPU-1": Identity(0, "GPU-1", "", "")}, structlog.get_logger(), Savings(folder), changed)
+    return Recorder(facts, {"GPU-1": Identity(0, "GPU-1", "", "")}, structlog.get_logger(), History(folder), changed)
 
 
 def test_only_changes_are_told(tmp_path):

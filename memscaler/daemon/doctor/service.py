@@ -13,10 +13,12 @@ from pathlib import Path
 
 from memscaler import resources
 from memscaler.config.environment import unknown as unknown_variables
-from memscaler.core.errors import Unavailable
+from memscaler.core.errors import PermissionMissing, Unavailable
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.context import Context
-from memscaler.daemon.doctor.model import Verdict, failed, passed, unknown, warned
+from memscaler.daemon.doctor.model import Result, Verdict, failed, passed, unknown, warned
+from memscaler.history.reader import HistoryMissing, HistoryUnreadable, open_history
+from memscaler.history.tables import FILE as HISTORY
 
 GROUP = "memscaler"
 PACKAGED = "/usr/bin/memscaler"  # as the unit has it
@@ -120,6 +122,29 @@ def _directory(path: Path) -> Verdict:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return failed(f"{path} may be written by others", f"sudo chmod go-w {name}")
     return passed(f"{path} is there and root's" if status.st_uid == 0 else f"{path} is there")
+
+
+def history(context: Context) -> Iterator[Verdict]:
+    """What the report and the adaptive idle time are made from."""
+    folder = context.settings.kept_in
+    place = _directory(folder)
+    if place.result is not Result.PASS:
+        yield place
+        return
+    try:
+        with open_history(folder) as kept:
+            count = len(kept.gpus())
+        size_mb = (folder / HISTORY).stat().st_size / 1e6
+    except HistoryMissing:
+        yield passed("there is no history yet; the daemon writes it every ten minutes")
+    except PermissionMissing as error:
+        yield unknown(str(error), error.hint)
+    except (HistoryUnreadable, OSError) as error:
+        yield warned(str(error), getattr(error, "hint", "see the log of the daemon"))
+    else:
+        yield passed(f"the history of {count} GPU{'s' * (count != 1)} has {size_mb:.1f} MB")
+    if os.geteuid() == 0 and folder.exists() and not os.access(folder, os.W_OK):
+        yield warned(f"nothing can be written to {folder}", "mount it writable, or name another state_dir")
 
 
 def group(context: Context) -> Verdict:

@@ -216,6 +216,13 @@ CHECKS = (
         service.group,
     ),
     Check(
+        "MS-UNIT-04",
+        "state directory",
+        "`/var/lib/memscaler` is root's, can be written to, and its history can be read. Without it GPUs are governed "
+        'all the same; `memscaler report` and `idle_after = "auto"` lack what they are made from.',
+        service.history,
+    ),
+    Check(
         "MS-DAEMON-01",
         "daemon",
         "A daemon answers, is of the version that is installed, and governs.",
