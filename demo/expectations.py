@@ -13,7 +13,6 @@ GUARDIAN_LIMIT_MS = 1000
 STOP_LIMIT_S = 1.5
 WATTS_TOLERANCE = 0.5
 COUNTER_TOLERANCE = 0.05
-UNCLAIMED = 0.5  # a park right after a touch has no reading of quiet watts before it, and claims nothing
 SAVED_TOLERANCE = 0.25  # a baseline taken within a second of work is too high on cards that report an average
 MS_NS, US_NS = 1_000_000, 1_000
 
@@ -236,7 +235,7 @@ def _saved(seen: Evidence) -> Check:
         truth.append(saved)
     told, held = [], bool(seen.saved_j)
     for card, ours, true in zip(seen.cards, seen.saved_j, truth, strict=False):
-        least_j = true * (1 - UNCLAIMED) if card.counts_energy else 0.0
+        least_j = true * (1 - SAVED_TOLERANCE) if card.counts_energy else 0.0
         held = held and least_j < ours <= true * (1 + SAVED_TOLERANCE)
         told.append(f"{card.name} {ours:.0f} J ({true:.0f} J)")
     took_s = (to_ns - from_ns) / SECOND_NS

@@ -9,10 +9,15 @@ the change of state first, then take a reading, and without a counter another on
 Without a counter the power of the last reading in `parked` is held until the park ends: the next reading comes when the
 GPU works again, and a line between the two would book that work to the park.
 
-The saving has a stated baseline: the watts of this GPU while quiet with its clocks up, just before the park. It is the
-median (of two the lower one) of the last BASELINE_READINGS readings with utilisation 0 that come CALM_NS or more after
-`cooling` began: many cards report a one-second average, in which the work before still shows. A park without such a
-reading claims nothing.
+The saving has a stated baseline: the watts of this GPU while quiet with its clocks up. `baseline_source` says whence:
+
+    BEFORE      just before the park: the median (of two the lower one) of the last BASELINE_READINGS readings with
+                utilisation 0 that come CALM_NS or more after `cooling` began: many cards report a one-second average,
+                in which the work before still shows
+    EARLIER     a park without such a reading: the same of the last park that had one
+    CALIBRATED  there was none yet: what `memscaler calibrate` has measured on this GPU
+
+A park without any of them claims nothing.
 
     net_saved_j   baseline_w * known parked seconds - energy while parked, over all parks; falls when a park costs
     saved_j       for a counter that must not fall: the highest value so far of the sum over all finished parks of
@@ -29,6 +34,8 @@ from memscaler.core.snapshot import GpuReading
 
 GAP_NS = 60 * SECOND_NS
 BASELINE_READINGS = 3
+BEFORE, EARLIER, CALIBRATED = "before the park", "earlier", "calibrated"
+LONG_ENOUGH_S = 60.0
 CALM_NS = 3 * SECOND_NS // 2
 
 
@@ -46,7 +53,8 @@ class Account:
 
     energy_j is None until an interval is known, `source` is "" likewise.
     unsampled_ns: time per state since the last reading, whose energy is not known yet.
-    candidates_w: the last readings that may become the baseline.
+    candidates_w: the last readings that may become the baseline. baseline_w: of the last park; baseline_source: whence
+    it is, "" without one. earlier_w: the last one that was read before a park. calibrated_w: as was measured.
     park_saved_j: saving of the last park; finished_saved_j: of those before, each at least 0.
     """
 
@@ -59,6 +67,9 @@ class Account:
     source: str = ""
     unknown_ns: int = 0
     baseline_w: float | None = None
+    baseline_source: str = ""
+    earlier_w: float | None = None
+    calibrated_w: float | None = None
     net_saved_j: float = 0.0
     saved_j: float = 0.0
     last: GpuReading | None = None
@@ -78,9 +89,14 @@ class Account:
         return self.unknown_ns / SECOND_NS
 
 
-def open_account(state: Public, now_ns: int) -> Account:
-    """An empty account that starts now."""
-    return Account(state, now_ns, now_ns)
+def open_account(state: Public, now_ns: int, calibrated_w: float | None = None) -> Account:
+    """An empty account that starts now. calibrated_w: what this GPU was measured to draw quiet, with its clocks up."""
+    return calibrate(Account(state, now_ns, now_ns), calibrated_w)
+
+
+def calibrate(account: Account, awake_w: float | None) -> Account:
+    """The account from the next park on, with these watts as its last resort; None: there are none."""
+    return replace(account, calibrated_w=_sane(awake_w))
 
 
 def observe_state(account: Account, state: Public, now_ns: int) -> Account:
@@ -92,10 +108,10 @@ def observe_state(account: Account, state: Public, now_ns: int) -> Account:
         account = _hold_power(account)
     account = replace(account, since_ns=account.at_ns)
     if state is Public.PARKED:
+        account = _with_baseline(account)
         return replace(
             account,
             state=state,
-            baseline_w=_median_low(account.candidates_w) if account.state is Public.COOLING else None,
             park_saved_j=0.0,
             finished_saved_j=account.finished_saved_j + max(0.0, account.park_saved_j),
         )
@@ -115,6 +131,23 @@ def observe_reading(account: Account, reading: GpuReading) -> Account:
         candidates_w = (*account.candidates_w, power_w)[-BASELINE_READINGS:]
         account = replace(account, candidates_w=candidates_w)
     return replace(account, last=reading, unsampled_ns=_no_time())
+
+
+def parked_w(account: Account) -> float | None:
+    """The mean over all parks; None before LONG_ENOUGH_S of them are known."""
+    parked_s = account.state_s[Public.PARKED] - account.unknown_s
+    return account.state_energy_j[Public.PARKED] / parked_s if parked_s >= LONG_ENOUGH_S else None
+
+
+def _with_baseline(account: Account) -> Account:
+    """For the park that begins now."""
+    before_w = _median_low(account.candidates_w) if account.state is Public.COOLING else None
+    if before_w is not None:
+        return replace(account, baseline_w=before_w, baseline_source=BEFORE, earlier_w=before_w)
+    if account.earlier_w is not None:
+        return replace(account, baseline_w=account.earlier_w, baseline_source=EARLIER)
+    source = CALIBRATED if account.calibrated_w is not None else ""
+    return replace(account, baseline_w=account.calibrated_w, baseline_source=source)
 
 
 def _hold_power(account: Account) -> Account:

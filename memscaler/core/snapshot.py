@@ -93,6 +93,8 @@ class GpuSnapshot:
     conflict: what another program did to its clocks. intent: None while nothing is set. energy_saved_j: since the
     start; saved_today_j: on this local day, saved_total_j: over restarts. power: the last readings, as
     (CLOCK_MONOTONIC in ns, watts), the latest one last. states: the last ones, as (CLOCK_MONOTONIC in ns, state), too.
+    baseline_source: whence baseline_w is, as in core/energy.py; "" without one. idle_after_s: the idle time in force;
+    idle_why: the reason of one that was learned, in words.
     """
 
     identity: Identity
@@ -120,6 +122,9 @@ class GpuSnapshot:
     saved_total_j: float = 0.0
     power: tuple[tuple[int, float], ...] = ()
     states: tuple[tuple[int, str], ...] = ()
+    baseline_source: str = ""
+    idle_after_s: float = 0.0
+    idle_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,7 @@ class Snapshot:
     watches: tuple[WatchSnapshot, ...]
     kernel: KernelSnapshot
     guardian_restarts: int = 0
+    history_write_failures: int = 0
     waiting: Mapping[str, str] = field(default_factory=dict)
     """The operator's watches that are not there now, and why."""
     released: Released | None = None

@@ -19,9 +19,12 @@ def prepare_runtime_dir(path: Path) -> None:
         raise MemscalerError(f"cannot make {path}: {error.strerror}") from error
 
 
-def acquire(runtime_dir: Path) -> int:
-    """Take the lock and return its descriptor, which holds it until the process ends, however it ends."""
-    path = runtime_dir / "lock"
+def acquire(runtime_dir: Path, name: str = "lock") -> int:
+    """Take the lock and return its descriptor, which holds it until the process ends, however it ends.
+
+    name: of another lock than the daemon's. Raise DaemonRunning if somebody holds it.
+    """
+    path = runtime_dir / name
     try:
         # Readable for nobody else: a lock can be taken through any descriptor.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -35,6 +35,7 @@ PSTATE_UNKNOWN = 32
 # Asked by number: bindings before 13.610 lack the names (facts/nvml.md 0.2).
 FIELD_MEMORY_SWITCH_TYPE = 298
 FIELD_MEMORY_SWITCH_INTERVAL_MS = 299
+FIELD_POWER_INSTANT_MW = 186
 
 # nvmlValueType_t -> the member of the union that holds the value.
 _FIELD_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
@@ -324,6 +325,14 @@ def pstate(gpu: Handle) -> int | None:
 def power_w(gpu: Handle) -> float:
     """Watts; an average over 1 s on Ampere (except GA100) and newer."""
     return float(ask("nvmlDeviceGetPowerUsage", gpu)) / 1000
+
+
+def instant_power_w(gpu: Handle) -> float:
+    """Watts now, where the driver tells it apart from the average. Raise GpuUnsupported where it does not."""
+    mw = field(gpu, FIELD_POWER_INSTANT_MW)
+    if not mw:  # 0: not told on some cards, whatever the status says
+        raise failure(FUNCTION_NOT_FOUND, "nvmlDeviceGetFieldValues 186")
+    return mw / 1000
 
 
 def energy_j(gpu: Handle) -> float:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memscaler.core.energy import GAP_NS, Account, observe_reading, observe_state, open_account
+from memscaler.core.energy import (
+    BEFORE,
+    CALIBRATED,
+    EARLIER,
+    GAP_NS,
+    Account,
+    calibrate,
+    observe_reading,
+    observe_state,
+    open_account,
+)
 from memscaler.core.model import SECOND_NS, Public
 from memscaler.core.snapshot import GpuReading
 
@@ -21,9 +31,9 @@ READINGS = st.builds(
     energy_j=st.one_of(st.none(), st.floats(0, 1e6), st.just(float("nan"))),
     utilization_ratio=st.sampled_from([None, 0.0, 0.0, 0.5]),
 )
-EVENTS = st.lists(
-    st.one_of(READINGS, st.tuples(st.sampled_from(Public), st.integers(-SECOND_NS, 100 * SECOND_NS))), max_size=40
-)
+STATES = st.tuples(st.sampled_from(Public), st.integers(-SECOND_NS, 100 * SECOND_NS))
+Event = GpuReading | tuple[Public, int] | float | None  # a figure: it was calibrated anew
+EVENTS = st.lists(st.one_of(READINGS, STATES, FIGURES), max_size=40)
 
 
 def reading(at_s: float, power_w: float | None = None, energy_j: float | None = None, busy: float = 0.0) -> GpuReading:
@@ -43,12 +53,14 @@ def parked_at_80_w(with_counter: bool = False) -> Account:
     return observe_reading(account, reading(30, 18.0, 2400.0 if with_counter else None))
 
 
-def replay(events: list[GpuReading | tuple[Public, int]]) -> list[Account]:
+def replay(events: list[Event], calibrated_w: float | None = None) -> list[Account]:
     """Every account on the way; the times of the events are offsets from the time before."""
-    accounts = [open_account(Public.COOLING, START_NS)]
+    accounts = [open_account(Public.COOLING, START_NS, calibrated_w)]
     for event in events:
         account = accounts[-1]
-        if isinstance(event, GpuReading):
+        if event is None or isinstance(event, float):
+            accounts.append(calibrate(account, event))
+        elif isinstance(event, GpuReading):
             moved = GpuReading(
                 account.at_ns + event.at_ns, event.power_w, event.energy_j, utilization_ratio=event.utilization_ratio
             )
@@ -59,7 +71,7 @@ def replay(events: list[GpuReading | tuple[Public, int]]) -> list[Account]:
 
 
 @given(EVENTS)
-def test_seconds_add_up(events: list[GpuReading | tuple[Public, int]]) -> None:
+def test_seconds_add_up(events: list[Event]) -> None:
     """The seconds of all states are the time that passed, to the nanosecond; the unknown ones are among them."""
     for account in replay(events):
         assert sum(account.state_ns.values()) == account.at_ns - START_NS
@@ -68,7 +80,7 @@ def test_seconds_add_up(events: list[GpuReading | tuple[Public, int]]) -> None:
 
 
 @given(EVENTS)
-def test_joules_add_up_and_never_fall(events: list[GpuReading | tuple[Public, int]]) -> None:
+def test_joules_add_up_and_never_fall(events: list[Event]) -> None:
     """The joules of all states are the joules spent; no figure that becomes a counter ever falls."""
     accounts = replay(events)
     for account in accounts:
@@ -83,7 +95,7 @@ def test_joules_add_up_and_never_fall(events: list[GpuReading | tuple[Public, in
 
 
 @given(EVENTS)
-def test_no_saving_beyond_the_baseline(events: list[GpuReading | tuple[Public, int]]) -> None:
+def test_no_saving_beyond_the_baseline(events: list[Event]) -> None:
     """No park saves more than its baseline for as long as it lasted, and one without a baseline saves nothing."""
     most_j = 0.0
     accounts = replay(events)
@@ -93,6 +105,37 @@ def test_no_saving_beyond_the_baseline(events: list[GpuReading | tuple[Public, i
         slack_j = 1e-9 * (most_j + (after.energy_j or 0.0) + 1.0)
         assert 0.0 <= after.saved_j <= most_j + slack_j
         assert after.net_saved_j <= after.saved_j + slack_j
+
+
+@given(EVENTS, FIGURES)
+def test_whence_a_baseline_is(events: list[Event], calibrated_w: float | None) -> None:
+    """The nearest that there is, named; and it does not change while the park lasts."""
+    known, earlier_w, calibrated_now_w = replay(events, calibrated_w), None, calibrated_w
+    for event, before, after in zip(events, known, known[1:], strict=False):
+        if event is None or isinstance(event, float):
+            calibrated_now_w = event
+        if after.baseline_w == before.baseline_w and after.baseline_source == before.baseline_source:
+            continue
+        assert before.state is not Public.PARKED
+        assert after.state is Public.PARKED
+        assert (after.baseline_w is None) == (after.baseline_source == "")
+        if after.baseline_source == BEFORE:
+            assert before.state is Public.COOLING
+            assert after.baseline_w in before.candidates_w
+            earlier_w = after.baseline_w
+        elif after.baseline_source == EARLIER:
+            assert after.baseline_w == earlier_w is not None
+        else:
+            assert earlier_w is None
+            sane = calibrated_now_w is not None and 0 <= calibrated_now_w < float("inf")
+            assert after.baseline_w == (calibrated_now_w if sane else None)
+
+
+@given(EVENTS)
+def test_whatever_is_calibrated_the_energy_is_the_same(events: list[Event]) -> None:
+    """What was drawn is not what could have been drawn."""
+    plain, calibrated = replay(events)[-1], replay(events, 80.0)[-1]
+    assert (plain.energy_j, plain.state_energy_j) == (calibrated.energy_j, calibrated.state_energy_j)
 
 
 @given(st.integers(2, 20), st.floats(0, 400), st.floats(0.1, 59.0))
@@ -149,8 +192,8 @@ def test_the_baseline_is_the_middle_of_the_last_quiet_readings() -> None:
     assert observe_state(awake, Public.PARKED, at(7)).baseline_w is None
 
 
-def test_no_baseline_claims_nothing() -> None:
-    """A park without a quiet reading before it has no baseline and saves nothing that we know."""
+def test_without_any_baseline_nothing_is_claimed() -> None:
+    """A park without a quiet reading before it, ever, and without a calibration saves nothing that we know."""
     account = observe_state(open_account(Public.COOLING, START_NS), Public.PARKED, at(1))
     account = observe_reading(account, reading(1, 18.0))
     account = observe_reading(account, reading(11, 18.0))
@@ -223,12 +266,29 @@ def test_a_park_does_not_pay_for_the_work_after_it(with_counter: bool) -> None:
     assert account.saved_j == pytest.approx(0 if with_counter else 620)
 
 
-def test_a_second_park_without_a_baseline_claims_nothing() -> None:
-    """The baseline of one park is not lent to the next, and what the first one saved stays."""
-    account = parked_at_80_w()
+def test_a_second_park_goes_by_the_baseline_of_the_first() -> None:
+    """A park right after a touch has no reading of its own; what this GPU draws when quiet is known from before."""
+    account = calibrate(parked_at_80_w(), 70.0)
+    assert account.baseline_source == BEFORE
     account = observe_state(account, Public.COOLING, at(40))
     account = observe_state(account, Public.PARKED, at(50))
-    assert account.baseline_w is None
+    assert (account.baseline_w, account.baseline_source) == (80.0, EARLIER)
     account = observe_reading(account, reading(60, 18.0))
-    assert account.saved_j == account.net_saved_j == pytest.approx(620)
+    assert account.saved_j == account.net_saved_j == pytest.approx(620 + 620)
     assert account.state_energy_j["parked"] == pytest.approx(18.0 * 20)
+
+
+def test_the_first_park_goes_by_the_calibration() -> None:
+    """Until this run has seen the GPU quiet itself, what was measured before counts."""
+    account = observe_state(open_account(Public.COOLING, START_NS, 80.0), Public.PARKED, at(1))
+    account = observe_reading(account, reading(1, 18.0))
+    account = observe_reading(account, reading(11, 18.0))
+    assert (account.baseline_w, account.baseline_source) == (80.0, CALIBRATED)
+    assert account.saved_j == pytest.approx(620)
+
+
+@pytest.mark.parametrize("damaged", [-1.0, float("nan"), float("inf")])
+def test_a_calibration_that_no_card_can_mean(damaged: float) -> None:
+    """It counts as none."""
+    account = observe_state(open_account(Public.COOLING, START_NS, damaged), Public.PARKED, at(1))
+    assert (account.baseline_w, account.baseline_source) == (None, "")

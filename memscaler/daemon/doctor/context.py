@@ -105,6 +105,12 @@ class Context:
         """The servers that there are, and the watches. Raise OSError, or NoAnswer."""
         return self._once("founds", "/proc", self._look, STATUS_PATIENCE_S)
 
+    def founds_now(self) -> tuple[Found, ...]:
+        """The same, looked for anew. Raise OSError, or NoAnswer."""
+        with self._lock:
+            self._made.pop("founds", None)
+        return self.founds()
+
     def daemon(self) -> str | None:
         """The pid of the daemon of this runtime directory; "" if there is none, None if we may not know."""
         try:

@@ -1,0 +1,1 @@
+"""Measures what parking is worth on this machine: `memscaler calibrate`."""
