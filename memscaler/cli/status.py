@@ -48,7 +48,7 @@ def status(
     from memscaler.cli.client import Client
     from memscaler.cli.output import print_json, show
     from memscaler.cli.paint import paint
-    from memscaler.cli.report import report
+    from memscaler.cli.status_text import status_text
 
     client, names, colour = Client(runtime_dir), gpus or [], paint()
 
@@ -57,11 +57,11 @@ def status(
 
     if watch is not None:
         every_s = _every_s(watch)
-        redraw.again(every_s, look, None if as_json else lambda told, width: report(told, colour, width))
+        redraw.again(every_s, look, None if as_json else lambda told, width: status_text(told, colour, width))
     elif as_json:
         print_json(look())
     else:
-        show(report(look(), colour, redraw.width()))
+        show(status_text(look(), colour, redraw.width()))
 
 
 def _every_s(text: str) -> float:

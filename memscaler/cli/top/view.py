@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from memscaler.cli.output import plain, span
-from memscaler.cli.report import hold_text, lever_text, mhz, next_text, open_text
+from memscaler.cli.status_text import hold_text, idle_text, lever_text, mhz, next_text, open_text
 from memscaler.cli.top.history import Histories, connections_of, sparkline
 from memscaler.core.text import energy
 
@@ -180,7 +180,7 @@ def _details(view: View, width: int) -> list[Text]:
     gpu = view.selected_gpu()
     if gpu is None or view.document is None:
         return [Text("no GPU is governed; see `memscaler ports`")]
-    told = [("why", plain(gpu["reason"])), ("next", next_text(gpu))]
+    told = [("why", plain(gpu["reason"])), ("next", next_text(gpu)), ("auto", idle_text(gpu))]
     told.append(("open", open_text(gpu, view.document["watches"])))
     told += [("held", hold_text(hold)) for hold in gpu["holds"]]
     told += [("conflict", plain(gpu["conflict"])), ("remedy", plain(gpu["remedy"]))]

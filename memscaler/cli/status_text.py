@@ -9,7 +9,7 @@ from typing import Any
 
 from memscaler.cli.output import WIDTH, columns, labelled, plain, span
 from memscaler.cli.paint import Paint
-from memscaler.core.text import energy
+from memscaler.core.text import energy, idle_time
 
 NONE = "-"
 SCOPE_WIDTH = 19
@@ -27,7 +27,7 @@ NEXT = {
 Entry = Mapping[str, Any]
 
 
-def report(document: Entry, colour: Paint, width: int = WIDTH) -> str:
+def status_text(document: Entry, colour: Paint, width: int = WIDTH) -> str:
     """Everything. width: of the terminal, 80 or more."""
     gpus, watches = document["gpus"], document["watches"]
     parts = ["\n".join(_headline(document, colour))]
@@ -92,11 +92,28 @@ def _gpu_details(gpu: Entry, watches: Iterable[Entry], colour: Paint) -> list[st
     lines = [f"{plain(gpu['gpu'])}  {plain(gpu['name'])}, " + lever_text(gpu)]
     lines += labelled("why:", plain(gpu["reason"]))
     lines += labelled("next:", next_text(gpu))
+    lines += labelled("auto:", idle_text(gpu))
     lines += labelled("open:", open_text(gpu, watches))
+    lines += labelled("saving:", baseline_text(gpu))
     for hold in gpu["holds"]:
         lines += labelled("held by", hold_text(hold))
     lines += _bad(colour, labelled("conflict:", plain(gpu["conflict"])))
     return lines + _bad(colour, labelled("REMEDY:", plain(gpu["remedy"])))
+
+
+def idle_text(gpu: Entry) -> str:
+    """An idle time that was learned, and why; "" for one that was set."""
+    why = plain(gpu.get("idle_why", ""))
+    return f"parks after {idle_time(gpu['idle_after_s'])}: {why}" if why else ""
+
+
+def baseline_text(gpu: Entry) -> str:
+    """What its saving is counted from, "" before its first park."""
+    baseline_w, source = gpu.get("baseline_w"), plain(gpu.get("baseline_source", ""))
+    if baseline_w is None:
+        return ""
+    whence = {"earlier": "measured before an earlier park", "calibrated": "as calibrated"}
+    return f"counted from {baseline_w:.1f} W, {whence.get(source, 'measured ' + source)}"
 
 
 def lever_text(gpu: Entry) -> str:
