@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs clean
+.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench policy generate man docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -50,6 +50,10 @@ format:  ## write the code the way `make lint` wants it
 bench:  ## the figures of the README, measured on this machine (needs root)
 	@tools/setup test
 	@$(PY) -m bench $(ARGS)
+
+policy:  ## replay request traces under every idle-time policy, and write docs/policy.md and its plot (ten minutes)
+	@tools/setup test
+	@$(PY) -m bench.policy --write-docs $(ARGS)
 
 generate:  ## what is made from the code: shell completion, and parts of the manual
 	@tools/setup test

@@ -39,6 +39,10 @@ function __memscaler_path
                 set path 'verify'
             case 'verify --runtime-dir'
                 set value yes
+            case ' report'
+                set path 'report'
+            case 'report --since' 'report --price' 'report --html' 'report --plots' 'report --state-dir' 'report --runtime-dir' 'report --simulate'
+                set value yes
             case ' hold'
                 set path 'hold'
             case 'hold --'
@@ -73,6 +77,10 @@ function __memscaler_path
             case ' doctor'
                 set path 'doctor'
             case 'doctor --only' 'doctor --config' 'doctor --simulate' 'doctor --runtime-dir'
+                set value yes
+            case ' calibrate'
+                set path 'calibrate'
+            case 'calibrate --rounds' 'calibrate --hold' 'calibrate --plot' 'calibrate --config' 'calibrate --simulate' 'calibrate --runtime-dir'
                 set value yes
             case ' config'
                 set path 'config'
@@ -121,6 +129,7 @@ complete -c memscaler -n '__memscaler_at' -a restore -d 'Wake what a memscaler t
 complete -c memscaler -n '__memscaler_at' -a status -d 'Show what the running daemon does, and why.'
 complete -c memscaler -n '__memscaler_at' -a top -d 'Watch GPUs live, and steer them by keyboard.'
 complete -c memscaler -n '__memscaler_at' -a verify -d 'Check that every GPU is as memscaler means it to be.'
+complete -c memscaler -n '__memscaler_at' -a report -d 'Tell what was used and saved, and what could have been.'
 complete -c memscaler -n '__memscaler_at' -a hold -d 'Keep GPUs awake: for a time, or while a command runs.'
 complete -c memscaler -n '__memscaler_at' -a unhold -d 'End holds.'
 complete -c memscaler -n '__memscaler_at' -a park -d 'Park GPUs now.'
@@ -129,6 +138,7 @@ complete -c memscaler -n '__memscaler_at' -a resume -d 'Govern again, after paus
 complete -c memscaler -n '__memscaler_at' -a release -d 'Let go of the driver, for its upgrade.'
 complete -c memscaler -n '__memscaler_at' -a reload -d 'Read the configuration anew.'
 complete -c memscaler -n '__memscaler_at' -a doctor -d 'Check whether this machine has what it takes, and what to do.'
+complete -c memscaler -n '__memscaler_at' -a calibrate -d 'Measure what parking saves and costs on this machine.'
 complete -c memscaler -n '__memscaler_at' -a config -d 'Begin, check and show the configuration.'
 complete -c memscaler -n '__memscaler_at' -a help -d 'Show the help of a command.'
 complete -c memscaler -n '__memscaler_at' -l version -d 'Print the version and exit'
@@ -192,6 +202,18 @@ complete -c memscaler -n '__memscaler_at verify' -l json -d 'Print JSON for prog
 complete -c memscaler -n '__memscaler_at verify' -s h -l help -d 'Show this message and exit'
 complete -c memscaler -n '__memscaler_at verify' -x -a '(__memscaler_gpus)'
 
+# memscaler report
+complete -c memscaler -n '__memscaler_at report' -l since -x -a '24h 7d 30d' -d 'From when on: a time back from now, or a day'
+complete -c memscaler -n '__memscaler_at report' -l price -x -d 'Of a kWh'
+complete -c memscaler -n '__memscaler_at report' -l html -r -F -d 'Write a page with plots there; - prints it'
+complete -c memscaler -n '__memscaler_at report' -l plots -x -a '(__fish_complete_directories)' -d 'Write the plots there, as SVG and PNG'
+complete -c memscaler -n '__memscaler_at report' -l state-dir -x -a '(__fish_complete_directories)' -d 'Where the history and calibrations are kept'
+complete -c memscaler -n '__memscaler_at report' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at report' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at report' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at report' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at report' -x -a '(__memscaler_gpus)'
+
 # memscaler hold
 complete -c memscaler -n '__memscaler_at hold' -l for -x -a '30s 5m 30m 2h' -d 'How long at most'
 complete -c memscaler -n '__memscaler_at hold' -l reason -x -d 'Why, for whoever looks at the status'
@@ -238,14 +260,26 @@ complete -c memscaler -n '__memscaler_at reload' -l json -d 'Print JSON for prog
 complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this message and exit'
 
 # memscaler doctor
-complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
+complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
 complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU that the configuration governs'
 complete -c memscaler -n '__memscaler_at doctor' -l config -r -F -d 'Configuration file'
 complete -c memscaler -n '__memscaler_at doctor' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at doctor' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
 complete -c memscaler -n '__memscaler_at doctor' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at doctor' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at doctor' -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02'
+complete -c memscaler -n '__memscaler_at doctor' -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02'
+
+# memscaler calibrate
+complete -c memscaler -n '__memscaler_at calibrate' -l all -d 'Every GPU that the configuration governs'
+complete -c memscaler -n '__memscaler_at calibrate' -l rounds -x -d 'How often each GPU is parked and woken'
+complete -c memscaler -n '__memscaler_at calibrate' -l hold -x -a '30s 5m 30m 2h' -d 'How long a round stays parked, and awake; at least 1s'
+complete -c memscaler -n '__memscaler_at calibrate' -l plot -r -F -d 'Draw the last round of a GPU: an .svg or .png file; with several GPUs their names are added'
+complete -c memscaler -n '__memscaler_at calibrate' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at calibrate' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at calibrate' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at calibrate' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at calibrate' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at calibrate' -x -a '(__memscaler_gpus)'
 
 # memscaler config
 complete -c memscaler -n '__memscaler_at config' -a init -d 'A file to begin with: every setting, commented.'
@@ -289,4 +323,4 @@ complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show th
 
 # memscaler help
 complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify hold unhold park pause resume release reload doctor config help'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify report hold unhold park pause resume release reload doctor calibrate config help'

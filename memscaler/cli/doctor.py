@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import textwrap
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memscaler.cli.interrupts import leave, woken_first
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate, settings_without_file
 from memscaler.cli.output import WIDTH, plain, print_json, show
 
 if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from memscaler.cli.paint import Paint
     from memscaler.config.load import Examined
     from memscaler.daemon.doctor.context import Context
     from memscaler.daemon.doctor.model import Finding
-    from memscaler.daemon.doctor.runner import Runner
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 STYLES = {"PASS": "ok", "WARN": "unsure", "FAIL": "bad", "UNKNOWN": "faint"}
 INDENT = " " * 9
-UNDO_S = 30.0
 
 
 def doctor(
@@ -61,9 +58,9 @@ def doctor(
     from memscaler.daemon.doctor.runner import Runner, chosen
 
     checks = chosen([*(ids or []), *(only or [])], probe=probe)
-    context = _context({"simulate": simulate, "runtime_dir": runtime_dir}, config, probe=probe)
+    context = context_of({"simulate": simulate, "runtime_dir": runtime_dir}, config, probe=probe)
     runner, findings = Runner(context), []
-    with _woken_first(context, runner):
+    with woken_first(context, runner):
         for finding in runner.run(checks):
             findings.append(finding)
             if not as_json:
@@ -75,11 +72,11 @@ def doctor(
         print_json({"ok": not counts["FAIL"], "checks": [_document(each) for each in findings], "counts": dict(counts)})
     else:
         show(_summary(counts, probe=probe))
-    _leave(runner, context, FAILED if counts["FAIL"] else 0)
+    leave(context, runner, FAILED if counts["FAIL"] else 0)
 
 
-def _context(flags: Mapping[str, Any], config: Path | None, *, probe: bool) -> Context:
-    """With the configuration as far as it is good."""
+def context_of(flags: Mapping[str, Any], config: Path | None, *, probe: bool) -> Context:
+    """Where and as whom to look, with the configuration as far as it is good. probe: things may be tried."""
     from memscaler.cli.client import Client
     from memscaler.cli.simulated import simulate
     from memscaler.config.load import examine
@@ -99,38 +96,6 @@ def _context(flags: Mapping[str, Any], config: Path | None, *, probe: bool) -> C
         return Client(str(settings.runtime_dir)).status()
 
     return Context(settings, examined, os.environ, os.geteuid(), ask, environment=environment, probe=probe)
-
-
-@contextmanager
-def _woken_first(context: Context, runner: Runner) -> Iterator[None]:
-    """However a signal ends this: first the probe, if there is one, wakes what it has parked."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
-    if context.probe:  # who stands still wakes nothing; SIGSTOP cannot be ignored, so the guardian looks for it
-        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
-            signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        context.stop.set()
-        runner.wait(UNDO_S if context.probe else 0.0)
-        _leave(runner, context, INTERRUPTED)
-
-
-def _leave(runner: Runner, context: Context, code: int) -> None:
-    """Where a thread hangs in the driver, an orderly end would wait for it."""
-    if runner.hung:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    context.close()
-    raise typer.Exit(code)
 
 
 def _document(finding: Finding) -> dict[str, object]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": Entry("memscaler.cli.status:status", "Show what the running daemon does, and why.", "StatusCommand"),
     "top": Entry("memscaler.cli.top:top", "Watch GPUs live, and steer them by keyboard."),
     "verify": Entry("memscaler.cli.verify:verify", "Check that every GPU is as memscaler means it to be."),
+    "report": Entry("memscaler.cli.report.command:report", "Tell what was used and saved, and what could have been."),
     "hold": Entry("memscaler.cli.hold:hold", "Keep GPUs awake: for a time, or while a command runs.", "HoldCommand"),
     "unhold": Entry("memscaler.cli.hold:unhold", "End holds."),
     "park": Entry("memscaler.cli.steer:park", "Park GPUs now."),
@@ -32,6 +33,7 @@ COMMANDS = {
     "release": Entry("memscaler.cli.steer:release", "Let go of the driver, for its upgrade."),
     "reload": Entry("memscaler.cli.steer:reload", "Read the configuration anew."),
     "doctor": Entry("memscaler.cli.doctor:doctor", "Check whether this machine has what it takes, and what to do."),
+    "calibrate": Entry("memscaler.cli.calibrate:calibrate", "Measure what parking saves and costs on this machine."),
     "config": Entry("memscaler.cli.config:app", "Begin, check and show the configuration."),
     "help": Entry("memscaler.cli.help:show_help", "Show the help of a command."),
 }

@@ -72,10 +72,12 @@ WINDOWS = Kind(hours.parse_windows, values.LIST, lambda found: list(map(str, fou
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """What one GPU goes by, everything decided."""
+    """What one GPU goes by, everything decided. idle_after_s: 0 is "auto"; wait_price: joules for a second."""
 
     lever: str
     idle_after_s: float
+    wakes_per_hour: int
+    wait_price: int
     min_dwell_s: float
     retry_after_s: float
     never_park: tuple[Window, ...]
@@ -106,7 +108,23 @@ class Settings:
         help="Watch llama.cpp, llama-swap, Ollama, vLLM and SGLang servers as they come and go, also in containers.",
     )
     idle_after_s: float = option(
-        "60s", values.duration_s(0.1), per_gpu=True, help="Quiet time after which a GPU is parked."
+        "60s",
+        values.duration_or_auto_s(0.1),
+        per_gpu=True,
+        help='Quiet time after which a GPU is parked. "auto": learned from the gaps between the work of that GPU.',
+    )
+    wakes_per_hour: int = option(
+        "120",
+        values.whole(4, 3600),
+        per_gpu=True,
+        help='The most wakes of one GPU in an hour with idle_after = "auto".',
+    )
+    wait_price: int = option(
+        "1200",
+        values.whole(0, 1_000_000),
+        per_gpu=True,
+        help='What a second of waiting for the clocks is worth, in joules, with idle_after = "auto": '
+        "more means fewer wakes.",
     )
     min_dwell_s: float = option(
         "250ms", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."
@@ -198,7 +216,7 @@ class Settings:
         "/var/lib/memscaler",
         values.path,
         env="STATE_DIRECTORY",  # set by systemd
-        help="Where it is kept what was saved, over restarts. With simulate the default is the runtime directory.",
+        help="Where the history and calibrations are kept. With simulate the default is the runtime directory.",
     )
     dry_run: bool = option("false", values.switch, help="Watch and decide, but only log what would be parked.")
     simulate: tuple[str, ...] = option("", values.words, help="Boards of the simulated driver to use, e.g. a40,p40.")
@@ -216,6 +234,12 @@ class Settings:
     def general(self) -> GpuSettings:
         """What a GPU without overrides goes by."""
         return GpuSettings(**{item.name: getattr(self, item.name) for item in dataclasses.fields(GpuSettings)})
+
+    @property
+    def kept_in(self) -> Path:
+        """Where history and calibration are: what simulated boards do is not to be mistaken for the machine's own."""
+        pretended = self.simulate and self.origins.get("state_dir", "default") == "default"
+        return self.runtime_dir if pretended else self.state_dir
 
     def watch_settings(self, watch: Watch | None) -> WatchSettings:
         """What counts as work on a watched port. None: one that nobody named (discovered)."""

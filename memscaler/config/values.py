@@ -109,6 +109,17 @@ duration_or_off_s = Kind(
 """A time in seconds; "off" is 0."""
 
 
+def duration_or_auto_s(minimum_s: float) -> Kind[float]:
+    """A time in seconds of at least `minimum_s`, which is above zero; "auto" is 0."""
+    some = duration_s(minimum_s)
+    schema = {"anyOf": [*_ANY_DURATION["anyOf"], {"enum": ["auto"]}]}
+
+    def parse(raw: object) -> float:
+        return 0.0 if str(raw).strip().lower() == "auto" else some(raw)
+
+    return Kind(parse, schema, lambda seconds: write_duration(seconds) if seconds else "auto")
+
+
 def whole(minimum: int, maximum: int) -> Kind[int]:
     """A whole number from `minimum` to `maximum`."""
 

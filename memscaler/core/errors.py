@@ -37,8 +37,8 @@ class DaemonRunning(MemscalerError):
 
     hint = "stop it first (`systemctl stop memscaler`), or give this one another --runtime-dir in a test"
 
-    def __init__(self, pid: str) -> None:
-        super().__init__(f"memscaler runs already (pid {pid})")
+    def __init__(self, pid: str, *, hint: str | None = None) -> None:
+        super().__init__(f"memscaler runs already (pid {pid})", hint=hint)
         self.pid = pid
 
 

@@ -10,3 +10,12 @@ def energy(joules: float) -> str:
     """For example "412.3 Wh", "1.03 kWh"."""
     hours = joules / JOULES_PER_WH
     return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
+
+
+def idle_time(seconds: float) -> str:
+    """In two digits: "4.8 s", "11 min", "1.5 h"."""
+    for unit, size_s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size_s:
+            amount = seconds / size_s
+            return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.2g} {unit}"  # noqa: PLR2004
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"  # noqa: PLR2004

@@ -8,7 +8,8 @@ session would block driver upgrades.
 
 A daemon that is stopped (SIGSTOP, a debugger) cannot wake anything either. So the guardian listens to the doorbell as
 well, behind everybody else: if it rings and the daemon stands still a moment later, the guardian wakes its GPUs.
-`doctor --probe` has no doorbell. Its guardian lives for seconds only, so that one looks by itself, again and again.
+`doctor --probe` and `calibrate` have no doorbell. Their guardian lives for minutes only, so it looks by itself, again
+and again.
 """
 
 from __future__ import annotations

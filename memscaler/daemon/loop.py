@@ -16,9 +16,11 @@ from functools import partial
 
 from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
+from memscaler.core.gaps import Gap
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS, Doubt, Hold, LeverResult, Phase, Stop, Unhold
 from memscaler.core.snapshot import Released
 from memscaler.daemon import conflicts, rivals, verify
+from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.answers import Answers, SnapshotWanted, status_with_rivals, then
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.fleet import Equipped, Fleet
@@ -26,6 +28,7 @@ from memscaler.daemon.governing import Governing
 from memscaler.daemon.guardian import Guardian
 from memscaler.daemon.hours import Hours
 from memscaler.daemon.keeper import Keeper
+from memscaler.daemon.learning import nobody
 from memscaler.daemon.leases import Leases
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
@@ -71,6 +74,8 @@ class Parts:
     gpu_users: the pids that had a context on a GPU when that was last looked at.
     is_journaled: whether the journal says that a GPU is parked. applied: told the settings that a reload put in force.
     outdated: says why the driver's library has to be loaded anew, "" if it has not.
+    adaptive: learns the idle times that are "auto".
+    gap: told each gap between the work of a GPU once it is over, in the loop's thread; must return at once.
     """
 
     watching: Watching
@@ -90,6 +95,8 @@ class Parts:
     is_journaled: Callable[[str], bool]
     applied: Callable[[Settings], None]
     sample_every_ns: int
+    adaptive: Adaptive
+    gap: Callable[[Gap], None] = nobody
 
 
 class Loop:
@@ -110,7 +117,7 @@ class Loop:
         feed = self._governing.feed
         self._hours = Hours(feed)
         self._steering = Steering(parts.leases, feed, lambda: self._governing.state, self._why_awake)
-        teller = Teller(self._governing, self._fleet, self._recorder, self._hours, self._steering, parts.is_journaled)
+        teller = Teller(self._governing, self._fleet, self._recorder, self._hours, self._steering, parts)
         self._wall = WallClock()
         followers = Followers(
             watching=parts.watching,
@@ -119,6 +126,7 @@ class Loop:
             hours=self._hours,
             conflicts=parts.conflicts,
             recorder=parts.recorder,
+            adaptive=parts.adaptive,
         )
         self._roster = Roster(self._governing, self._fleet, followers, self._follow_hours, self._still_alone)
         self._teller = teller
@@ -202,6 +210,10 @@ class Loop:
         if self._wall.fd in ready:
             self._look_at_the_clock()
         self._timers(time.monotonic_ns())
+        self._governing.learn(self._learn)
+        if self._parts.adaptive.changed:
+            self._parts.adaptive.changed = False
+            self._roster.follow_idle_times()
 
     def _next_ns(self) -> int:
         due = [self._sample_due_ns, self._tidy_due_ns, *self._governing.due_ns(), *self._answers.due_ns()]
@@ -262,6 +274,10 @@ class Loop:
     def _follow_hours(self) -> None:
         self._wall.wake_at(self._hours.look())
         self._roster.follow_watches()
+
+    def _learn(self, gap: Gap) -> None:
+        self._parts.adaptive.gap(gap)
+        self._parts.gap(gap)
 
     # ---- the governor, and the guardian ---------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionM
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import Identity, Snapshot, Ungoverned
 from memscaler.daemon import discovery, lock, privileges, targets
+from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.answers import SnapshotWanted
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.control import ControlServer
@@ -42,7 +43,6 @@ from memscaler.daemon.notify import Notifier
 from memscaler.daemon.record import Facts, Recorder
 from memscaler.daemon.reload import Reloader
 from memscaler.daemon.requests import SOCKET
-from memscaler.daemon.savings import Savings
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
 from memscaler.daemon.signals import StopWanted, has_terminal
@@ -55,6 +55,8 @@ from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.reports import ActuatorPolicy
 from memscaler.gpu.restore import restore
+from memscaler.history import calibration
+from memscaler.history.writer import History
 from memscaler.kernel import attachment
 from memscaler.kernel.doorbell import Door
 from memscaler.kernel.ledger import Ledger, require_sock_diag
@@ -138,7 +140,8 @@ def _govern(
         governed = targets.find_governed(settings, driver, named)
         _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
-        watching = Watching(ledger, settings, governed, named)
+        learning = Adaptive()
+        watching = Watching(ledger, settings, governed, named, learning)
         users = _GpuUsers()
         look = partial(_look, driver, users, settings)
         watching.apply(_first_look(look))
@@ -152,14 +155,16 @@ def _govern(
         json_log = not is_for_people(settings.log_format)
         guardian = partial(Guardian, settings.runtime_dir, environment, doorbell, json_log=json_log)
         reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, users, other), mailbox.put)
-        savings = _savings(settings)
+        history = History(settings.kept_in, writes=not settings.dry_run)
+        recorder = Recorder(_facts(settings, driver, watching), identities, log, history, changed)
+        _remember(settings, recorder, learning)
         loop = Loop(
             Parts(
                 watching=watching,
                 governed=governed,
                 ledger=ledger,
                 equip=equip,
-                recorder=Recorder(_facts(settings, driver, watching), identities, log, savings, changed),
+                recorder=recorder,
                 mailbox=mailbox,
                 notifier=notifier,
                 scout=Scout(look, ledger.attachment.fds.get("bulletin", -1), ledger.counters, mailbox.put, learn),
@@ -172,6 +177,8 @@ def _govern(
                 is_journaled=partial(_is_journaled, journal),
                 applied=reloader.applied,
                 sample_every_ns=round(settings.sample_every_s * SECOND_NS),
+                adaptive=learning,
+                gap=history.gap,
             )
         )
         gc.collect()
@@ -181,7 +188,7 @@ def _govern(
         if loop.ending is Ending.RELEASE and loop.released is not None:
             # also if it does not end well: who restarts us must not open the driver
             Standby.want(settings.runtime_dir, loop.released)
-        savings.close()
+        history.close()
         if loop.asker is not None and not (well and loop.ending is Ending.RELEASE):
             with contextlib.suppress(InvalidStateError):  # the asker has given up
                 loop.asker.set_exception(MemscalerError("the driver could not be let go of", hint="see the log"))
@@ -189,6 +196,15 @@ def _govern(
             log.info("memscaler.stopped", every_gpu_awake=False)
             stack.pop_all()  # see run
         return loop, well
+
+
+def _remember(settings: Settings, recorder: Recorder, learning: Adaptive) -> None:
+    """What was measured and seen in earlier runs."""
+    calibrations = calibration.load(settings.kept_in, log.warning)
+    recorder.calibrated(calibrations)
+    learning.calibrated(calibrations)
+    learning.watts = recorder.watts
+    learning.recall(settings.kept_in)
 
 
 def _stay_in_memory() -> None:
@@ -344,12 +360,6 @@ def _leases(settings: Settings) -> Leases:
     return leases
 
 
-def _savings(settings: Settings) -> Savings:
-    """What simulated boards save is not to be mistaken for money."""
-    pretended = settings.simulate and settings.origins.get("state_dir") == "default"
-    return Savings(settings.runtime_dir if pretended else settings.state_dir, writes=not settings.dry_run)
-
-
 def _equip(
     settings: Settings, driver: Driver, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
 ) -> Equipped:
@@ -400,6 +410,6 @@ def _say_what_is_governed(settings: Settings, governed: Mapping[str, Governed], 
             ports=sorted(watched.found.port for watched in watching.watches_of(uuid)),
             lever=each.lever,
             why=each.choice.why,
-            idle_after_s=each.settings.idle_after_s,
+            idle_after_s=each.settings.idle_after_s or "auto",
             dry_run=settings.dry_run,
         )

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import structlog
+
 from memscaler.config.schema import OPTIONS, Option, Settings
+from memscaler.core.calibration import Calibration
 from memscaler.core.errors import ConfigError, MemscalerError
 from memscaler.daemon import targets
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.requests import Document
 from memscaler.daemon.targets import Governed, Named
 from memscaler.gpu.inventory import Driver
+from memscaler.history import calibration
 
 # Whatever is decided once, when the parts are put together.
 FIXED = frozenset(
@@ -34,6 +38,8 @@ FIXED = frozenset(
     }
 )
 
+log = structlog.get_logger()
+
 Look = Callable[[], tuple[Found, ...]]
 
 
@@ -41,7 +47,7 @@ Look = Callable[[], tuple[Found, ...]]
 class Plan:
     """What is to be governed from now on, everything checked. look: finds its servers; founds: its first answer.
 
-    changes: a line for each setting that is another one.
+    changes: a line for each setting that is another one. calibrations: what was measured, by GPU.
     """
 
     settings: Settings
@@ -50,6 +56,7 @@ class Plan:
     look: Look
     founds: tuple[Found, ...]
     changes: tuple[str, ...]
+    calibrations: Mapping[str, Calibration]
 
     def other_levers(self, before: Mapping[str, Governed]) -> list[str]:
         """The GPUs that stay and are to be parked in another way."""
@@ -120,7 +127,7 @@ class Reloader:
         governed = targets.find_governed(settings, self._driver, named)
         look = self._look_for(settings)
         changes = tuple(line for _, line in _changes(self._settings, settings))
-        return Plan(settings, named, governed, look, look(), changes)
+        return Plan(settings, named, governed, look, look(), changes, calibration.load(settings.kept_in, log.warning))
 
 
 def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
@@ -149,5 +156,5 @@ def _plain(option: Option, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, float) and option.field.endswith("_s"):
-        return f"{value:g}s"
+        return f"{value:g}s" if value else str(option.parse.write(value))
     return {"True": "true", "False": "false", "None": "off"}.get(str(value), str(value))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import Doubt, GpuPolicy, Phase, Policy, Stop
+from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.fleet import Fleet
 from memscaler.daemon.governing import Governing
@@ -29,6 +30,7 @@ class Followers:
     hours: Hours
     conflicts: Conflicts
     recorder: Recorder
+    adaptive: Adaptive
 
 
 class Roster:
@@ -50,6 +52,7 @@ class Roster:
         self._watching, self._scout = followers.watching, followers.scout
         self._steering, self._hours = followers.steering, followers.hours
         self._conflicts, self._recorder = followers.conflicts, followers.recorder
+        self._adaptive = followers.adaptive
         self._look_at_hours, self._still_alone = look_at_hours, still_alone
 
     # ---- servers --------------------------------------------------------------------------------------------------
@@ -70,6 +73,11 @@ class Roster:
         self._governing.policy = self._with_leaving(self._watching.policy(self._hours.quiet))
         self._scout.watches_changed()
         self._fleet.hear(self._governing.policy)
+        self._governing.look()
+
+    def follow_idle_times(self) -> None:
+        """Let the governor know how long GPUs may be quiet now; their watches are the same as before."""
+        self._governing.policy = self._with_leaving(self._watching.policy(self._hours.quiet))
         self._governing.look()
 
     # ---- GPUs -----------------------------------------------------------------------------------------------------
@@ -115,6 +123,8 @@ class Roster:
             self._governing.feed(Stop(uuid))
         self._fleet.governed |= plan.governed
         self._conflicts.pause_s = plan.settings.conflict_pause_s
+        self._recorder.calibrated(plan.calibrations)
+        self._adaptive.calibrated(plan.calibrations)
         self._recorder.take_on({uuid: each.device.identity for uuid, each in fresh.items()})
         self._watching.reconfigure(plan.settings, plan.governed, plan.named)
         self._scout.look_with(plan.look)

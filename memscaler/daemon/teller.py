@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
-from memscaler.core.model import Phase
+from memscaler.core.model import SECOND_NS, Phase
 from memscaler.core.snapshot import Intent, Snapshot
 from memscaler.daemon import hours, verify
+from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.fleet import Fleet
 from memscaler.daemon.governing import Governing
 from memscaler.daemon.hours import Hours
@@ -15,8 +17,18 @@ from memscaler.daemon.record import About, Recorder
 from memscaler.daemon.steering import Steering
 
 
+class Known(Protocol):
+    """What it asks besides. is_journaled: whether the journal says that a GPU is parked."""
+
+    @property
+    def is_journaled(self) -> Callable[[str], bool]: ...
+
+    @property
+    def adaptive(self) -> Adaptive: ...
+
+
 class Teller:
-    """Used by the loop's thread, but for `know`. is_journaled: whether the journal says that a GPU is parked."""
+    """Used by the loop's thread, but for `know`."""
 
     def __init__(
         self,
@@ -25,11 +37,11 @@ class Teller:
         recorder: Recorder,
         hours_: Hours,
         steering: Steering,
-        is_journaled: Callable[[str], bool],
+        parts: Known,
     ) -> None:
         self._governing, self._fleet = governing, fleet
         self._recorder, self._hours, self._steering = recorder, hours_, steering
-        self._is_journaled = is_journaled
+        self._is_journaled, self._adaptive = parts.is_journaled, parts.adaptive
 
     def snapshot(self, at_ns: int) -> Snapshot | None:
         """Everything, at a time (CLOCK_MONOTONIC); None: it cannot be made."""
@@ -56,4 +68,6 @@ class Teller:
         )
         parked_with = actuator.parked_with if gpu.phase is Phase.PARKED else None
         intent = Intent(parked_with.name, parked_with.target) if parked_with is not None else None
-        return About("none" if lever is None else lever.name, holds, intent)
+        idle_after_s = self._governing.policy.gpus[uuid].idle_after_ns / SECOND_NS
+        lever_name = "none" if lever is None else lever.name
+        return About(lever_name, holds, intent, idle_after_s, self._adaptive.why(uuid))

@@ -17,6 +17,7 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import ConfigError
 from memscaler.core.model import SECOND_NS, GpuPolicy, Policy
 from memscaler.core.watch import WatchSettings
+from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.discovery import NO_CONTEXT, Found
 from memscaler.daemon.server_word import TELLING, Server
 from memscaler.daemon.targets import Governed
@@ -52,12 +53,15 @@ class Watching:
         settings: Settings,
         governed: Mapping[str, Governed],
         named: Mapping[Spec, tuple[str, ...]],
+        adaptive: Adaptive,
     ) -> None:
-        """named: the operator's watches with GPUs -> UUIDs."""
+        """named: the operator's watches with GPUs -> UUIDs. adaptive: knows the idle times that are "auto"."""
         self._ledger = ledger
+        self._adaptive = adaptive
         self._settings = settings
         self._governed = governed
         self._named = named
+        adaptive.govern({uuid: each.settings for uuid, each in governed.items()})
         self._watched: dict[Place, Watched] = {}
         self._waiting: dict[Spec, str] = {}  # the operator's watches that are not counted -> why
         self._refused: dict[Place, str] = {}
@@ -75,6 +79,7 @@ class Watching:
     ) -> None:
         """Others from now on; follow with `apply`."""
         self._settings, self._governed, self._named = settings, governed, named
+        self._adaptive.govern({uuid: each.settings for uuid, each in governed.items()})
 
     # ---- what there is --------------------------------------------------------------------------------------------
 
@@ -126,13 +131,17 @@ class Watching:
 
     def _policy_of(self, uuid: str, slots: frozenset[int], *, quiet: bool) -> GpuPolicy:
         mine = self._governed[uuid].settings
-        idle_after_s = min(mine.idle_after_s, mine.quiet_idle_after_s) if quiet else mine.idle_after_s
+        idle_after_s, min_dwell_s = mine.idle_after_s, mine.min_dwell_s
+        if not idle_after_s:
+            idle_after_s, min_dwell_s = self._adaptive.idle_after_s(uuid), self._adaptive.min_dwell_s(uuid)
+        if quiet:
+            idle_after_s = min(idle_after_s, mine.quiet_idle_after_s)
         settings = [self._ledger.watches[slot].settings for slot in slots if slot >= 0]
         cooldowns_s = [each.touch_cooldown_s for each in settings if each.touch_s]
         return GpuPolicy(
             slots,
             round(idle_after_s * SECOND_NS),
-            round(mine.min_dwell_s * SECOND_NS),
+            round(min_dwell_s * SECOND_NS),
             round(max(cooldowns_s, default=0) * SECOND_NS),
             round(mine.retry_after_s * SECOND_NS),
         )

@@ -86,6 +86,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_start_time_seconds", (), snapshot.started_unix_s
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts
+    yield "memscaler_history_write_failures_total", (), snapshot.history_write_failures
     yield "memscaler_ports_waiting", (), len(snapshot.waiting)
     yield "memscaler_paused", (), snapshot.paused is not None
     yield "memscaler_released", (), snapshot.released is not None
@@ -113,6 +114,7 @@ def _of_gpu(gpu: GpuSnapshot, snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_gpu_energy_joules_total", (*key, gpu.energy_source), gpu.energy_j
     yield "memscaler_gpu_energy_saved_joules_total", key, gpu.energy_saved_j
     yield "memscaler_gpu_energy_baseline_watts", key, gpu.baseline_w
+    yield "memscaler_gpu_idle_after_seconds", key, gpu.idle_after_s
     yield "memscaler_reset_latency_seconds", key, gpu.wake_latency
     for op, count in _preset(gpu.errors, OPERATIONS):
         yield "memscaler_errors_total", (*key, op), count

@@ -43,6 +43,11 @@ SPECS = (
     Spec("memscaler_dry_run", Kind.GAUGE, "1: decisions are only logged and no GPU is touched."),
     Spec("memscaler_guardian_restarts_total", Kind.COUNTER, "Times the guardian process had to be started again."),
     Spec(
+        "memscaler_history_write_failures_total",
+        Kind.COUNTER,
+        "Times the history could not be written; what memory holds is tried again.",
+    ),
+    Spec(
         "memscaler_ports_waiting",
         Kind.GAUGE,
         "Ports of the configuration that cannot be watched now: their container, unit or server is not there.",
@@ -80,6 +85,12 @@ SPECS = (
         "memscaler_gpu_energy_baseline_watts",
         Kind.GAUGE,
         "Power of this very GPU, idle with its clocks up, as measured before parks; what the saving is counted from.",
+        GPU,
+    ),
+    Spec(
+        "memscaler_gpu_idle_after_seconds",
+        Kind.GAUGE,
+        'Quiet time after which the GPU is parked; moves with idle_after = "auto".',
         GPU,
     ),
     Spec("memscaler_gpu_mem_clock_hertz", Kind.GAUGE, "Memory clock at the last sample.", GPU),

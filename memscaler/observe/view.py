@@ -18,7 +18,7 @@ from typing import Any
 
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import GpuSnapshot, Snapshot
-from memscaler.core.text import energy
+from memscaler.core.text import energy, idle_time
 from memscaler.observe.status import document
 
 Fields = Mapping[str, str]
@@ -160,6 +160,7 @@ def _gpu(gpu: Document) -> dict[str, str]:
         "state_word": state,
         "why": f"For {span(gpu['since_s'])}" + f": {why}" * bool(why) + "." * (not why.endswith(".")),
         "next": "" if left_s is None else _next(gpu["next"], left_s),
+        "auto": gpu["idle_why"] and f"Parks after {idle_time(gpu['idle_after_s'])}: {gpu['idle_why']}.",
         "lever": gpu["lever"] or "none",
         "intent": _target(intent) if intent else "nothing",
         "watts": _number(gpu["power_w"], "{:.1f} W"),

@@ -41,6 +41,7 @@ IDS = [
     "MS-UNIT-01",
     "MS-UNIT-02",
     "MS-UNIT-03",
+    "MS-UNIT-04",
     "MS-DAEMON-01",
     "MS-DAEMON-02",
     "MS-DAEMON-03",
@@ -109,6 +110,7 @@ def test_some_checks(folder):
         "MS-UNIT-01",
         "MS-UNIT-02",
         "MS-UNIT-03",
+        "MS-UNIT-04",
     ]
     result = run(folder, "MS-KERNEL-99")
     assert (result.returncode, result.stdout) == (2, "")

@@ -53,6 +53,8 @@ def test_run_offers_every_setting():
         "touch_cooldown",
         "probe_servers",
         "retry_after",
+        "wakes_per_hour",
+        "wait_price",
         "conflict_pause",
         "never_park",
         "quiet_hours",

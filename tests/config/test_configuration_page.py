@@ -32,6 +32,7 @@ general value, also a list (`ignore = []`: nobody is ignored on this port), and 
 are general values.
 
 - A *time* is `60s`, `500ms`, `2m`, `1h30m`, `2d`, or seconds: `1.5`.
+- `idle_after = "auto"`: [how it decides](policy.md). `quiet_idle_after` stays a time, and the shorter one counts.
 - A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`. As a flag it has no value.
 - A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`. `--port` and `--ignore` may be given several
   times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas, times of

@@ -89,6 +89,7 @@ def snapshot() -> Snapshot:
         ),
         kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9),
         guardian_restarts=1,
+        history_write_failures=2,
         waiting={"8082": "nobody listens there yet"},
     )
 

@@ -1,0 +1,173 @@
+"""Which wakes are worth having: idle times bought from the recorded gaps. Pure; `core/adaptive.py` says what for.
+
+For each idle time the gaps say how many wakes it makes and how many joules it saves. Going from a long idle time to a
+shorter one buys wakes; the steps are bought in the order of what they save per wake, over all cells, until enough is
+saved, a wake is not worth a user's waiting any more, or there are too many.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memscaler.core.costs import Costs
+
+SHORTEST_S = 1.0  # no idle time is shorter: a driver is not to be called for the pause between two requests
+LONGEST_S = 3600.0
+FIRST_S = 0.25
+FINE_S = 32.0
+EDGES_S = (
+    FIRST_S,
+    *(2 ** (number / 8) for number in range(40)),
+    *(FINE_S * 2 ** (number / 2) for number in range(33)),
+)
+"""Where the bins of gaps begin: the first holds what is too short for a timer, from FINE_S to 24 days they are wide."""
+BINS = len(EDGES_S)
+FIRST_TIMER = EDGES_S.index(SHORTEST_S)
+LAST_TIMER = next(number for number, edge_s in enumerate(EDGES_S) if edge_s >= LONGEST_S)
+Cell = int
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Gaps by their length, recent ones with more weight. sums_s: their lengths, weighed alike."""
+
+    counts: tuple[float, ...] = (0.0,) * BINS
+    sums_s: tuple[float, ...] = (0.0,) * BINS
+    weight: float = 0.0
+
+    def plus(self, number: int, gap_s: float, weight: float) -> Gaps:
+        """With one gap more."""
+        counts, sums_s, after = self.counts, self.sums_s, number + 1
+        return Gaps(
+            (*counts[:number], counts[number] + weight, *counts[after:]),
+            (*sums_s[:number], sums_s[number] + weight * gap_s, *sums_s[after:]),
+            self.weight + weight,
+        )
+
+    def median_s(self, beyond_s: float) -> float:
+        """Of the gaps that lasted longer, to the accuracy of the bins; 0 if there are none."""
+        first = bisect_right(EDGES_S, beyond_s) - 1
+        half = sum(self.counts[first:]) / 2
+        for number in range(first, BINS) if half else ():
+            half -= self.counts[number]
+            if half <= 0:
+                return self.sums_s[number] / self.counts[number]
+        return 0.0
+
+    def times(self, factor: float) -> Gaps:
+        """All weights alike."""
+        return Gaps(
+            tuple(count * factor for count in self.counts),
+            tuple(sum_s * factor for sum_s in self.sums_s),
+            self.weight * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Cell -> the number of the edge that is its idle time. worth_j: what the last wake that was bought saves."""
+
+    timers: Mapping[Cell, int] = field(default_factory=dict)
+    worth_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to buy for. share: of what could be saved; waiting_j: what a wake must be worth at least.
+
+    pull: the weight of the gaps of the whole that are mixed into each cell, for cells of which little is known.
+    """
+
+    share: float
+    waiting_j: float
+    break_even_s: float
+    most_wakes: float
+    pull: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A step to a shorter idle time: so many wakes more for so many joules."""
+
+    cell: Cell
+    of: int
+    to: int
+    wakes: float
+    joules: float
+
+
+def buy(cells: Mapping[Cell, Gaps], whole: Gaps, wanted: Wanted, costs: Costs) -> Plan:
+    """The idle times of gaps that are parted into cells. whole: all of them; pull: see Wanted."""
+    pull = wanted.pull if len(cells) > 1 else 0.0
+    offered = {cell: _offered(gaps, whole, pull, costs) for cell, gaps in cells.items()}
+    timers = {cell: _long_timer(mine[0], mine[1], wanted) for cell, mine in offered.items()}
+    wakes = sum(offered[cell][0][timer] for cell, timer in timers.items())
+    joules = sum(offered[cell][1][timer] for cell, timer in timers.items())
+    enough_j = wanted.share * sum(possible_j for _, _, possible_j in offered.values())
+    worth_j = wanted.waiting_j
+    offers = [
+        offer for cell, timer in timers.items() for offer in _hull(cell, timer, offered[cell][0], offered[cell][1])
+    ]
+    for offer in sorted(offers, key=lambda each: -each.joules / each.wakes):
+        if joules >= enough_j or offer.joules < wanted.waiting_j * offer.wakes:
+            break
+        mine, saved, _ = offered[offer.cell]
+        to = _as_far_as(offer, mine, saved, wanted.most_wakes - wakes, enough_j - joules)
+        timers[offer.cell] = to
+        wakes, joules = wakes + mine[to] - mine[offer.of], joules + saved[to] - saved[offer.of]
+        worth_j = offer.joules / offer.wakes
+        if to != offer.to:
+            break
+    return Plan(timers, worth_j)
+
+
+def _as_far_as(offer: _Offer, wakes: Sequence[float], saved: Sequence[float], most: float, enough_j: float) -> int:
+    """The timer within an offer at which enough is saved, or the last one that does not make too many wakes."""
+    to = offer.of
+    for number in range(offer.of - 1, offer.to - 1, -1):
+        if wakes[number] - wakes[offer.of] > most:
+            break
+        to = number
+        if saved[number] - saved[offer.of] >= enough_j:
+            break
+    return to
+
+
+def _long_timer(wakes: Sequence[float], saved: Sequence[float], wanted: Wanted) -> int:
+    """From the break-even timer on the one that would have cost least, a user's waiting included."""
+    floor, waiting_j = bisect_right(EDGES_S, wanted.break_even_s) - 1, wanted.waiting_j
+    return max(range(floor, LAST_TIMER + 1), key=lambda number: saved[number] - waiting_j * wakes[number])
+
+
+def _offered(gaps: Gaps, whole: Gaps, pull: float, costs: Costs) -> tuple[list[float], list[float], float]:
+    """For every timer the wakes it makes and the joules it saves, and what could be saved, of a cell's gaps.
+
+    pull: so many gaps of the whole are mixed in; their weight stays what it was.
+    """
+    mine = gaps.weight / (gaps.weight + pull)
+    other = mine * pull / whole.weight
+    wakes, saved = [0.0] * BINS, [0.0] * BINS
+    total = total_s = possible_j = 0.0
+    for number in range(BINS - 1, -1, -1):
+        count = mine * gaps.counts[number] + other * whole.counts[number]
+        sum_s = mine * gaps.sums_s[number] + other * whole.sums_s[number]
+        total, total_s = total + count, total_s + sum_s
+        wakes[number] = total
+        saved[number] = costs.spared_w * (total_s - EDGES_S[number] * total) - costs.switch_j * total
+        possible_j += max(0.0, costs.spared_w * sum_s - costs.switch_j * count)
+    return wakes, saved, possible_j
+
+
+def _hull(cell: Cell, timer: int, wakes: Sequence[float], saved: Sequence[float]) -> list[_Offer]:
+    """Steps from a timer to shorter ones, each worth less per wake than the one before."""
+    offers: list[_Offer] = []
+    for number in range(timer - 1, FIRST_TIMER - 1, -1):
+        of = number + 1
+        offer = _Offer(cell, of, number, wakes[number] - wakes[of], saved[number] - saved[of])
+        while offers and offer.joules * offers[-1].wakes >= offers[-1].joules * offer.wakes:
+            last = offers.pop()
+            offer = _Offer(cell, last.of, number, last.wakes + offer.wakes, last.joules + offer.joules)
+        offers.append(offer)
+    return [offer for offer in offers if offer.wakes > 0]
