@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs clean
+.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs lock release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -63,6 +63,14 @@ man:  ## the manual, for man(1): build/man
 docs:  ## the documentation as a site, readable without a network: build/site
 	@tools/setup docs
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+lock:  ## pin every python package anew (packaging/*.lock): what pyproject.toml wants; ARGS=--upgrade: the newest
+	@tools/setup test
+	@tools/lock $(ARGS)
+
+release:  ## all of a release but the upload, in build/release; ARGS=--dry-run or --ci-passed
+	@tools/setup test
+	@$(PY) -m tools.release $(VERSION) $(ARGS)
 
 clean:  ## remove what was built and installed here
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
