@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs lock release clean
+.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench generate man docs lock image release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -26,6 +26,11 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-container:  ## memscaler in a container: the image, and a real runtime with what compose.yaml says (root; ten minutes)
+	@tools/setup test
+	@$(PY) -m tools.image.clean
+	@$(PY) -m pytest tests/container/scenarios.py -s $(ARGS)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test
@@ -67,6 +72,10 @@ docs:  ## the documentation as a site, readable without a network: build/site
 lock:  ## pin every python package anew (packaging/*.lock): what pyproject.toml wants; ARGS=--upgrade: the newest
 	@tools/setup test
 	@tools/lock $(ARGS)
+
+image:  ## the container image `memscaler`, with docker, podman or buildah; ARGS="--tag NAME"
+	@tools/setup test
+	@$(PY) -m tools.image $(ARGS)
 
 release:  ## all of a release but the upload, in build/release; ARGS=--dry-run or --ci-passed
 	@tools/setup test
