@@ -190,3 +190,21 @@ def test_it_does_not_release_what_fails(checkout, released):
     assert result.returncode == 1
     assert ".ci/run failed" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_debian_packages_are_collected(checkout, released):
+    """Where the Makefile has a target for them: of this version, with their sums; what lay there before is not taken."""
+    makefile, folder = checkout / "Makefile", checkout / "build/deb"
+    before = makefile.read_text()
+    names = [f"memscaler_{__version__}-1~deb{number}_amd64.deb" for number in (12, 13)]
+    made = " && ".join(f"echo {name} >build/deb/{name}" for name in names)
+    folder.mkdir(parents=True)
+    (folder / f"memscaler_{__version__}-0_amd64.deb").write_text("old")
+    try:
+        makefile.write_text(f"deb:\n\t@[ '$(SUITE)' = 'bookworm trixie' ] && {made}\n")
+        result = release(checkout, "--dry-run")
+    finally:
+        makefile.write_text(before)
+    assert result.returncode == 0, result.stderr
+    sums = (released[1].with_name(f"{__version__}-dry-run") / "SHA256SUMS").read_text()
+    assert [line.split("  ")[1] for line in sums.splitlines() if line.endswith(".deb")] == names

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tools.release import build, lock, notes, sbom, tree
 
+DEB, SUITES = Path("build/deb"), ("bookworm", "trixie")
+
 
 def say(text: str) -> None:
     """Progress, for a person."""
@@ -58,7 +60,7 @@ def prepare(version: str, folder: Path) -> list[Path]:
     pins = folder / f"memscaler-{version}-{lock.RUNTIME.name}"
     shutil.copyfile(lock.RUNTIME, pins)
     (folder / "NOTES.md").write_text(_newest().text, encoding="utf-8")
-    files = [folder / sdist.name, folder / wheel.name, bill, pins, *_deb(folder)]
+    files = [folder / sdist.name, folder / wheel.name, bill, pins, *_deb(folder, version)]
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(files)]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
     return files
@@ -81,13 +83,18 @@ Look at {folder}, then:
 """
 
 
-def _deb(folder: Path) -> list[Path]:
-    """Debian packages, where there is a target for them."""
+def _deb(folder: Path, version: str) -> list[Path]:
+    """Debian packages of this commit, where there is a target for them."""
     if not re.search(r"^deb:", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE):
         return []
-    say("building Debian packages")
-    subprocess.run(["make", "--silent", "deb"], check=True)
-    return [Path(shutil.copy2(path, folder)) for path in sorted(Path("build/deb").glob("*.deb"))]
+    say(f"building Debian packages: {', '.join(SUITES)}")
+    for old in DEB.glob("*.deb"):
+        old.unlink()
+    subprocess.run(["make", "--silent", "deb", f"SUITE={' '.join(SUITES)}"], check=True)
+    packages = sorted(DEB.glob(f"memscaler_{version}-*.deb"))
+    if len(packages) != len(SUITES):
+        raise ValueError(f"{len(SUITES)} Debian packages were wanted, there are {[path.name for path in packages]}")
+    return [Path(shutil.copy2(path, folder)) for path in packages]
 
 
 def _newest() -> notes.Section:
