@@ -83,6 +83,15 @@ def test_it_has_what_the_file_says_and_no_more(host):
         assert json.loads(governor.run("memscaler", "status", "--json").stdout)["gpus"]
 
 
+def test_the_seccomp_profile_lets_it_load():
+    """With our capabilities, and not without them, the default profile allows what the loader calls."""
+    granted = [f"CAP_{each}" for each in oci.service("memscaler")["cap_add"]]
+    for rights, action in ((granted, "SCMP_ACT_ALLOW"), ([], "SCMP_ACT_ERRNO")):
+        rules = [rule for rule in oci.seccomp(rights)["syscalls"] if "perf_event_open" in rule["names"]]
+        assert [rule["action"] for rule in rules] == [action]
+        assert {"bpf", "setns"} <= set(rules[0]["names"])
+
+
 @pytest.mark.parametrize("right", ["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"])
 def test_each_right_is_needed(host, right):
     """Without SYS_ADMIN nothing starts; without one of the others it cannot see who listens."""

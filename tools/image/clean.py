@@ -16,7 +16,7 @@ from tools.distros.__main__ import say
 SUITE = "trixie"
 STORE = image.FOLDER / "store"
 ROOTFS = image.FOLDER / "rootfs"
-PACKAGES = {"buildah": "buildah", "crun": "crun", "mmdebstrap": "mmdebstrap"}
+PACKAGES = {"buildah": "buildah", "crun": "crun", "mmdebstrap": "mmdebstrap"}  # and, with buildah, seccomp.json
 # How this machine reaches its package index, if it has to say so.
 REACH = ("/etc/pip.conf", "/etc/ssl/certs")
 
