@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench policy generate man docs clean
+.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -26,6 +26,11 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-container:  ## memscaler in a container: the image, and a real runtime with what compose.yaml says (root; ten minutes)
+	@tools/setup test
+	@$(PY) -m tools.image.clean
+	@$(PY) -m pytest tests/container/scenarios.py -s $(ARGS)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test
@@ -67,6 +72,18 @@ man:  ## the manual, for man(1): build/man
 docs:  ## the documentation as a site, readable without a network: build/site
 	@tools/setup docs
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+lock:  ## pin every python package anew (packaging/*.lock): what pyproject.toml wants; ARGS=--upgrade: the newest
+	@tools/setup test
+	@tools/lock $(ARGS)
+
+image:  ## the container image `memscaler`, with docker, podman or buildah; ARGS="--tag NAME"
+	@tools/setup test
+	@$(PY) -m tools.image $(ARGS)
+
+release:  ## all of a release but the upload, in build/release; ARGS=--dry-run or --ci-passed
+	@tools/setup test
+	@$(PY) -m tools.release $(VERSION) $(ARGS)
 
 clean:  ## remove what was built and installed here
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

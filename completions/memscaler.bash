@@ -104,7 +104,7 @@ _memscaler_options() {
         commands='' options='-p --port --config --simulate --runtime-dir --json -h --help' many='-p --port' wraps=''
         ;;
     restore)
-        commands='' options='--all --runtime-dir --simulate --json -h --help' many='' wraps=''
+        commands='' options='--all --wait --runtime-dir --simulate --json -h --help' many='' wraps=''
         ;;
     status)
         commands='' options='-w --watch --runtime-dir --json -h --help' many='' wraps=''

@@ -179,6 +179,7 @@ complete -c memscaler -n '__memscaler_at ports' -s h -l help -d 'Show this messa
 
 # memscaler restore
 complete -c memscaler -n '__memscaler_at restore' -l all -d 'Reset every lever of every GPU, whoever set it, not only what memscaler left'
+complete -c memscaler -n '__memscaler_at restore' -l wait -d 'Wait until the memscaler that runs is gone, then restore'
 complete -c memscaler -n '__memscaler_at restore' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
 complete -c memscaler -n '__memscaler_at restore' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at restore' -l json -d 'Print JSON for programs'

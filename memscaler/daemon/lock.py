@@ -56,5 +56,18 @@ def refuse_beside_daemon(runtime_dir: Path) -> None:
         os.close(fd)
 
 
+def wait_until_free(runtime_dir: Path) -> None:
+    """Sleep until no daemon governs with this directory, however it ended. Raise PermissionMissing (exit 4)."""
+    path = runtime_dir / "lock"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except PermissionError as error:
+        raise PermissionMissing(f"cannot read {path}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)  # at once: whoever wants to govern now must not find it taken
+
+
 def _pid(fd: int) -> str:
     return os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,27 @@ def test_daemon_and_guardian_killed_together_leave_a_journal_for_restore(tmp_pat
                         assert again.stop() == 0
                 assert not board.locks
                 assert not list((tmp_path / "journal").glob("GPU-*"))
+
+
+def test_a_restore_that_waits_wakes_when_both_are_killed(tmp_path):
+    """`restore --wait` sleeps beside a daemon; whatever kills that and its guardian, the GPU is awake at once."""
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "100ms") as governor,
+    ):
+        board = governor.driver.boards[0]
+        eventually(lambda: board.locks)
+        command = [sys.executable, "-m", "memscaler", "restore", "--wait", "--simulate", "a40", "--runtime-dir"]
+        with subprocess.Popen([*command, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as waiting:
+            eventually(lambda: re.search(rf"-> FLOCK .*READ +{waiting.pid} ", Path("/proc/locks").read_text()))
+            assert board.locks, "it waits"
+            for pid in (governor.guardian_pid, governor.pid):
+                os.kill(pid, signal.SIGSTOP)
+            for pid in (governor.guardian_pid, governor.pid):
+                os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not board.locks, within_s=SLACK_S, what="restore")
+            assert waiting.wait(10) == 0
+            assert "restored" in waiting.stdout.read()
 
 
 def test_loader_killed_is_one_line_and_leaves_nothing(tmp_path):

@@ -1,0 +1,1 @@
+"""Prepares a release: everything but the signing and the upload. `make release`."""
