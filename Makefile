@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs clean
+.PHONY: help demo test test-distros test-systemd test-deb test-faults fuzz soak lint format bench generate man docs deb clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -26,6 +26,10 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-deb:  ## the Debian packages, built, linted and installed, in clean roots and emulated; SUITES=trixie (root; half an hour)
+	@tools/setup test
+	@$(PY) -m tools.deb --test $(SUITES)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test
@@ -63,6 +67,10 @@ man:  ## the manual, for man(1): build/man
 docs:  ## the documentation as a site, readable without a network: build/site
 	@tools/setup docs
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+deb:  ## the Debian package: build/deb; SUITE=bookworm or trixie (root; two minutes)
+	@tools/setup docs
+	@$(PY) -m tools.deb $(SUITE)
 
 clean:  ## remove what was built and installed here
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
