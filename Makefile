@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean
+.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -31,6 +31,10 @@ test-container:  ## memscaler in a container: the image, and a real runtime with
 	@tools/setup test
 	@$(PY) -m tools.image.clean
 	@$(PY) -m pytest tests/container/scenarios.py -s $(ARGS)
+
+test-deb:  ## the Debian packages, built, linted and installed, in clean roots and emulated; SUITES=trixie (root; half an hour)
+	@tools/setup test
+	@$(PY) -m tools.deb --test $(SUITES)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test
@@ -84,6 +88,10 @@ image:  ## the container image `memscaler`, with docker, podman or buildah; ARGS
 release:  ## all of a release but the upload, in build/release; ARGS=--dry-run or --ci-passed
 	@tools/setup test
 	@$(PY) -m tools.release $(VERSION) $(ARGS)
+
+deb:  ## the Debian package: build/deb; SUITE=bookworm or trixie (root; two minutes)
+	@tools/setup docs
+	@$(PY) -m tools.deb $(SUITE)
 
 clean:  ## remove what was built and installed here
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,9 +14,12 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memscaler.config.schema import OPTIONS
-from tools.commands import Argument, Command, Option, tree
+
+if TYPE_CHECKING:
+    from tools.commands import Argument, Command, Option
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "man"
@@ -38,20 +41,24 @@ def written(page: str) -> str:
 
 
 def roff(page: str) -> str:
-    """The page for man(1)."""
-    text = COMMENT.sub("", written(page))
+    """The page for man(1), from the Markdown as it is: that needs no compiler, which the simulated boards' names do."""
+    text = COMMENT.sub("", source(page).read_text(encoding="utf-8"))
     made = subprocess.run(["go-md2man"], input=text, capture_output=True, text=True, check=True).stdout
     return re.sub(r"^(\.TH .*)$", rf"\1\n{QUIET}", made, count=1, flags=re.MULTILINE)
 
 
 def synopsis() -> str:
     """A line for each command."""
+    from tools.commands import tree
+
     lines = [_usage(command) for command in tree().walk() if command.path and not command.commands]
     return "  \n".join(lines) + "\n"
 
 
 def commands() -> str:
     """A section for each command."""
+    from tools.commands import tree
+
     return "\n".join(_section(command) for command in tree().walk() if command.path and not command.commands)
 
 

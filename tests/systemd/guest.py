@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.systemd.scenarios import SCENARIOS, Scenario
 HERE = Path("/var/lib/systemd-tests")
 SAVED = HERE / "results.json"
 GOING_DOWN = Path("/run/systemd-tests-reboots")
+OWN_MODULE = "tests.systemd.guest"
 OWN_UNIT = "systemd-tests.service"
 FIRST_UNIT = "distro-test.service"  # tools/distros/roots.py
 RESULTS_BYTES = 1 << 20
@@ -45,22 +47,22 @@ WantedBy=multi-user.target
 """
 
 
-def main(arguments: list[str]) -> None:
-    """Begin, or go on where the reboot was."""
+def main(arguments: list[str], scenarios: Sequence[Scenario] = SCENARIOS, module: str = OWN_MODULE) -> None:
+    """Begin, or go on where the reboot was. module: which one calls this, with which scenarios."""
     box.environment()
     if HERE.exists():
-        Run(*arguments).go_on()
+        Run(scenarios, *arguments).go_on()
     else:
-        begin(arguments)
+        begin(arguments, module)
 
 
-def begin(arguments: list[str]) -> None:
+def begin(arguments: list[str], module: str) -> None:
     """Go over from the machine's own unit, which would end with it, to one that does not."""
     HERE.mkdir()
     box.run("tar", "-xf", "/dev/vdd", "-C", "/opt")
     Path("/var/log/journal").mkdir(exist_ok=True)
     box.systemctl("restart", "systemd-journald.service")
-    command = " ".join([sys.executable, "-m", "tests.systemd.guest", *arguments])
+    command = " ".join([sys.executable, "-m", module, *arguments])
     (box.UNITS / OWN_UNIT).write_text(UNIT.format(tree=box.TREE, command=command, going_down=GOING_DOWN))
     drop_in = box.UNITS / f"{FIRST_UNIT}.d" / "go-on.conf"
     drop_in.parent.mkdir()
@@ -74,9 +76,9 @@ def begin(arguments: list[str]) -> None:
 class Run:
     """What has been found so far is written at once: the next scenario may take the machine down."""
 
-    def __init__(self, target: str, *names: str) -> None:
+    def __init__(self, scenarios: Sequence[Scenario], target: str, *names: str) -> None:
         self._target = Path(target)
-        self._scenarios = [each for each in SCENARIOS if not names or each.needed or each.name in names]
+        self._scenarios = [each for each in scenarios if not names or each.needed or each.name in names]
         self._found: dict[str, Any] = {
             "machine": platform.node(),
             "kernel": platform.release(),

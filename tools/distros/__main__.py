@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tools.distros import machine, page, roots
@@ -31,14 +32,14 @@ def say(text: str) -> None:
     print(f"distros: {text}", file=sys.stderr, flush=True)
 
 
-def missing() -> list[str]:
+def missing(needed: Mapping[str, str] = NEEDED) -> list[str]:
     """The Debian packages of what is not there."""
-    return [package for command, package in NEEDED.items() if not shutil.which(command)]
+    return [package for command, package in needed.items() if not shutil.which(command)]
 
 
-def install() -> None:
+def install(needed: Mapping[str, str] = NEEDED) -> None:
     """Get what is missing. Raise SystemExit 2 where that cannot be."""
-    wanted = missing()
+    wanted = missing(needed)
     if os.geteuid() != 0:
         raise SystemExit(give_up("this needs root: roots are made with chroot"))
     if wanted and shutil.which("apt-get"):
@@ -47,8 +48,8 @@ def install() -> None:
         for what in (["update"], ["install", "-y", "--no-install-recommends", *wanted]):
             command = ["apt-get", "-qq", *what]
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment)
-    if missing():
-        raise SystemExit(give_up("install these first (by their Debian names): " + " ".join(missing())))
+    if missing(needed):
+        raise SystemExit(give_up("install these first (by their Debian names): " + " ".join(missing(needed))))
 
 
 def give_up(why: str) -> int:
