@@ -22,6 +22,7 @@ from memscaler.gpu.inventory import Driver
 FIXED = frozenset(
     {
         "metrics",
+        "labels",
         "settle_timeout",
         "probe_servers",
         "loader_python",
@@ -147,7 +148,7 @@ def _change(option: Option, before: object, after: object) -> str | None:
 
 def _plain(option: Option, value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join("=".join(each) if option.key == "labels" else str(each) for each in value) or "none"
     if isinstance(value, float) and option.field.endswith("_s"):
         return f"{value:g}s"
     return {"True": "true", "False": "false", "None": "off"}.get(str(value), str(value))

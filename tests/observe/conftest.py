@@ -90,6 +90,7 @@ def snapshot() -> Snapshot:
         kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9),
         guardian_restarts=1,
         waiting={"8082": "nobody listens there yet"},
+        labels=(("role", 'ch"at'), ("site", "berlin")),
     )
 
 

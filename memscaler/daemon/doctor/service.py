@@ -159,7 +159,7 @@ def configuration(context: Context) -> Verdict:
         return unknown("the configuration may not be read by this user")
     if found.problems:
         return failed("; ".join(found.problems), "correct it; `memscaler config check` shows all of it line by line")
-    name = str(found.file or "no file: the defaults and the environment")
+    name = found.names or "no file: the defaults and the environment"
     settings = found.settings or context.settings
     if not settings.watches and not settings.discover:
         return warned(f"{name}: good, but no port is watched", "add a [[watch]] table, or discover = true")
@@ -172,13 +172,15 @@ def trusted(context: Context) -> Verdict:
     found = context.examined
     if found is None:
         return unknown("the configuration may not be read by this user")
-    if found.file is None:
+    if not found.files:
         return passed("there is no file")
     if not found.opened:
         return failed("; ".join(found.problems), "name another file, or make it: memscaler config init")
     if found.distrust:
-        return failed(found.distrust, f"sudo {found.remedy}")
-    return passed(f"only its owner may write {found.file}")
+        return failed(found.distrust, f"sudo {found.remedy.replace(' && ', ' && sudo ')}")
+    return passed(
+        f"only their owner may write {found.names}" if found.files[1:] else f"only its owner may write {found.names}"
+    )
 
 
 def variables(context: Context) -> Iterator[Verdict]:
