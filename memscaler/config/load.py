@@ -1,7 +1,7 @@
 """Settings from flags, environment, files and defaults, in this order. Changes nothing.
 
-The files are one and those in conf.d beside it, in the order of their names. A later one goes before an earlier one, key
-by key; [[watch]] tables add up; what several say of one GPU, or of labels, is put together.
+The files are one and those in conf.d beside it, in the order of their names. A later one goes before an earlier one,
+key by key; [[watch]] tables add up; what several say of one GPU, or of labels, is put together.
 
 Everything is checked before anything is refused, so that an operator sees all that is wrong at once.
 """
@@ -123,9 +123,9 @@ class _Sources:
             self.distrust.append(distrust)
 
 
-def _read(file: Path | None) -> _Sources:
+def _read(file: Path | None, default: Path | None = None) -> _Sources:
     """All of them, whatever is wrong with one. Raise PermissionMissing."""
-    first = file or DEFAULT_FILE
+    first = file or default or DEFAULT_FILE
     folder = toml.drop_ins(first)
     found = _Sources((*([first] if file or first.exists() else []), *folder.files))
     found.suspect(folder.distrust)
@@ -160,9 +160,14 @@ class Examined:
         return ", ".join(map(str, self.files))
 
 
-def examine(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Examined:
-    """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing."""
-    read = _read(file)
+def examine(
+    flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None, *, default: Path | None = None
+) -> Examined:
+    """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing.
+
+    default: what is read, if it is there, where no file is named; None: that of this machine.
+    """
+    read = _read(file, default)
     found = _find(flags, environ, read.documents)
     problems = (*read.problems, *(sentence for _, sentence in found.problems))
     settings = None if problems else _settled(found)

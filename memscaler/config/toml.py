@@ -75,8 +75,8 @@ def drop_ins(file: Path) -> DropIns:
     """What lies in conf.d beside this file, whether or not that is there. Raise ConfigError, PermissionMissing."""
     folder = file.parent / DROP_INS
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".toml") and not name.startswith("."))
-        if not names:
+        files = sorted(each for each in folder.iterdir() if each.suffix == ".toml" and not each.name.startswith("."))
+        if not files:
             return DropIns(())
         beside = _distrust(file.parent, file.parent.stat()) or _distrust(folder, folder.stat())
     except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +85,7 @@ def drop_ins(file: Path) -> DropIns:
         raise PermissionMissing(f"{folder}: {err.strerror}") from err
     except OSError as err:
         raise ConfigError(f"{folder}: {err.strerror}") from err
-    return DropIns(tuple(folder / name for name in names), beside)
+    return DropIns(tuple(files), beside)
 
 
 def look(file: Path) -> Opened:
