@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-faults fuzz soak lint format bench generate man docs clean
+.PHONY: help demo test test-distros test-systemd test-wheel test-faults fuzz soak lint format bench generate man docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -26,6 +26,10 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-wheel:  ## the wheel, installed from the index into fresh environments of every python here; PYTHONS="3.12 3.13" (root)
+	@tools/setup test
+	@$(PY) -m tools.wheel $(PYTHONS)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test
