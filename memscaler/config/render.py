@@ -27,7 +27,7 @@ _HEAD = f"""\
 # The configuration of memscaler: {DEFAULT_FILE}, or any file
 # named with --config. Every setting with its default, switched off by a "#"
 # right before its key. A flag of `memscaler run` goes before its variable (in
-# brackets), that before this file.
+# brackets), that before this file; files in conf.d beside it before this one.
 # `memscaler config check` tells whether it is good; `memscaler reload` takes it
 # up without touching what did not change.
 """
