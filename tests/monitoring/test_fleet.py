@@ -50,7 +50,7 @@ def test_the_joins(tmp_path, join, step_s, samples):
     ask = {"expr": f"round(1000 * ({join}))", "eval_time": f"{168 * step_s}s", "exp_samples": wanted}
     file = tmp_path / "test.yml"
     group = {"interval": f"{step_s}s", "input_series": told, "promql_expr_test": [ask]}
-    file.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1h", "tests": [group]}))
+    file.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": f"{step_s}s", "tests": [group]}))
     done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
