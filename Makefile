@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb
+.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb test-wheel
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -35,6 +35,10 @@ test-container:  ## memscaler in a container: the image, and a real runtime with
 test-deb:  ## the Debian packages, built, linted and installed, in clean roots and emulated; SUITES=trixie (root; half an hour)
 	@tools/setup test
 	@$(PY) -m tools.deb --test $(SUITES)
+
+test-wheel:  ## the wheel, installed from the index into fresh environments of every python here; PYTHONS="3.12 3.13" (root)
+	@tools/setup test
+	@$(PY) -m tools.wheel $(PYTHONS)
 
 test-faults:  ## every answer of the driver to every call, in whole daemons too (root; ten minutes)
 	@tools/setup test

@@ -56,6 +56,8 @@ _memscaler_value() {
     'release --reason') kind=words words='' ;;
     'release --runtime-dir') kind=directory words='' ;;
     'reload --runtime-dir') kind=directory words='' ;;
+    'setup -p' | 'setup --port') kind=words words='' ;;
+    'setup --root') kind=directory words='' ;;
     'doctor --only') kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
     'doctor --config') kind=file words='' ;;
     'doctor --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
@@ -83,7 +85,7 @@ _memscaler_value() {
     'config show --log-format') kind=words words='auto console json' ;;
     'config show --log-level') kind=words words='debug info warning error' ;;
     'config show --loader-python') kind=file words='' ;;
-    help) kind=words words='run gpus ports restore status top verify report hold unhold park pause resume release reload doctor calibrate config help' ;;
+    help) kind=words words='run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help' ;;
     *) kind='' words='' ;;
     esac
 }
@@ -92,7 +94,7 @@ _memscaler_value() {
 _memscaler_options() {
     case "$path" in
     '')
-        commands='run gpus ports restore status top verify report hold unhold park pause resume release reload doctor calibrate config help' options='--version -h --help' many='' wraps=''
+        commands='run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
         ;;
     run)
         commands='' options='-p --port --discover --idle-after --quiet --ignore --touch --config --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python -h --help' many='-p --port --ignore' wraps=''
@@ -138,6 +140,9 @@ _memscaler_options() {
         ;;
     reload)
         commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    setup)
+        commands='' options='--dry-run --discover -p --port --no-start --force --remove --purge --root -h --help' many='-p --port' wraps=''
         ;;
     doctor)
         commands='' options='--only --probe --config --simulate --runtime-dir --json -h --help' many=--only wraps=''

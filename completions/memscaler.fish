@@ -74,6 +74,10 @@ function __memscaler_path
                 set path 'reload'
             case 'reload --runtime-dir'
                 set value yes
+            case ' setup'
+                set path 'setup'
+            case 'setup -p' 'setup --port' 'setup --root'
+                set value yes
             case ' doctor'
                 set path 'doctor'
             case 'doctor --only' 'doctor --config' 'doctor --simulate' 'doctor --runtime-dir'
@@ -137,6 +141,7 @@ complete -c memscaler -n '__memscaler_at' -a pause -d 'Keep every GPU awake.'
 complete -c memscaler -n '__memscaler_at' -a resume -d 'Govern again, after pause or release.'
 complete -c memscaler -n '__memscaler_at' -a release -d 'Let go of the driver, for its upgrade.'
 complete -c memscaler -n '__memscaler_at' -a reload -d 'Read the configuration anew.'
+complete -c memscaler -n '__memscaler_at' -a setup -d 'Make a service of this installation, and remove it again.'
 complete -c memscaler -n '__memscaler_at' -a doctor -d 'Check whether this machine has what it takes, and what to do.'
 complete -c memscaler -n '__memscaler_at' -a calibrate -d 'Measure what parking saves and costs on this machine.'
 complete -c memscaler -n '__memscaler_at' -a config -d 'Begin, check and show the configuration.'
@@ -260,6 +265,17 @@ complete -c memscaler -n '__memscaler_at reload' -l runtime-dir -x -a '(__fish_c
 complete -c memscaler -n '__memscaler_at reload' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this message and exit'
 
+# memscaler setup
+complete -c memscaler -n '__memscaler_at setup' -l dry-run -d 'Tell every step and change nothing'
+complete -c memscaler -n '__memscaler_at setup' -l discover -d 'Into a new configuration: watch every LLM server that comes'
+complete -c memscaler -n '__memscaler_at setup' -s p -l port -x -d 'Into a new configuration: watch this port, as `run --port` does'
+complete -c memscaler -n '__memscaler_at setup' -l no-start -d 'Neither enable nor start the service'
+complete -c memscaler -n '__memscaler_at setup' -l force -d 'Replace files in the way that setup has not written, or not like that'
+complete -c memscaler -n '__memscaler_at setup' -l remove -d 'Wake every GPU, stop the service, and remove what setup has written'
+complete -c memscaler -n '__memscaler_at setup' -l purge -d 'With --remove: also the configuration and what was counted'
+complete -c memscaler -n '__memscaler_at setup' -l root -x -a '(__fish_complete_directories)' -d 'Of an image: below this folder'
+complete -c memscaler -n '__memscaler_at setup' -s h -l help -d 'Show this message and exit'
+
 # memscaler doctor
 complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
 complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU that the configuration governs'
@@ -324,4 +340,4 @@ complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show th
 
 # memscaler help
 complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify report hold unhold park pause resume release reload doctor calibrate config help'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help'

@@ -19,6 +19,21 @@ def systemd_dir() -> Path:
     return _find("systemd", "memscaler.service")
 
 
+def completions_dir() -> Path:
+    """The folder with memscaler.bash, _memscaler and memscaler.fish."""
+    return _find("completions", "memscaler.bash")
+
+
+def man_dir() -> Path:
+    """The folder with the manual, for man(1): memscaler.1 and others."""
+    return _find("man", "memscaler.1")
+
+
+def deploy_dir() -> Path:
+    """The folder with grafana/ and prometheus/: dashboard and alert rules."""
+    return _find("deploy", "prometheus/alerts.yml")
+
+
 def _find(folder: str, witness: str) -> Path:
     """The first of the two places that has the file. Raise Unavailable when neither has."""
     for base in (_PACKAGE.parent, _PACKAGE):

@@ -1,15 +1,17 @@
 """The manual: what the code knows is written into man/*.md, and the pages are made of those.
 
-python -m tools.manual              write the generated parts of man/*.md anew
+python -m tools.manual              write the generated parts of man/*.md anew, and the pages beside them
 python -m tools.manual --roff DIR   write the pages, for man(1), into a folder
 
 The pages are made by go-md2man, which Docker, podman and containerd make theirs with: one small program in every
-distribution, where pandoc would bring 150 MB for three pages.
+distribution, where pandoc would bring 150 MB for three pages. The made pages are in the repository, because a wheel is
+built where there is no go-md2man; each has the checksum of what it was made from.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -41,10 +43,20 @@ def written(page: str) -> str:
 
 
 def roff(page: str) -> str:
-    """The page for man(1), from the Markdown as it is: that needs no compiler, which the simulated boards' names do."""
-    text = COMMENT.sub("", source(page).read_text(encoding="utf-8"))
-    made = subprocess.run(["go-md2man"], input=text, capture_output=True, text=True, check=True).stdout
-    return re.sub(r"^(\.TH .*)$", rf"\1\n{QUIET}", made, count=1, flags=re.MULTILINE)
+    """The page for man(1)."""
+    made = subprocess.run(["go-md2man"], input=plain(page), capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"^(\.TH .*)$", rf"\1\n{QUIET}", made, count=1, flags=re.MULTILINE)
+    return f"{mark(page)}\n{text}"
+
+
+def plain(page: str) -> str:
+    """Its Markdown as it is, without comments: that needs no compiler, which the simulated boards' names do."""
+    return COMMENT.sub("", source(page).read_text(encoding="utf-8"))
+
+
+def mark(page: str) -> str:
+    """The first line of the made page: go-md2man's versions differ, what they make it from does not."""
+    return f'.\\" made by `make generate` from {hashlib.sha256(plain(page).encode()).hexdigest()}'
 
 
 def synopsis() -> str:
@@ -157,6 +169,7 @@ def main() -> None:
     for page in PAGES:
         if folder is None:
             source(page).write_text(written(page), encoding="utf-8")
+            (FOLDER / page).write_text(roff(page), encoding="utf-8")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / page).write_text(roff(page), encoding="utf-8")

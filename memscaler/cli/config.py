@@ -95,7 +95,11 @@ def _write(path: Path, text: str, old: os.stat_result | None) -> None:
 def check(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="Default: the one that `run` would read.", show_default=False),
+        typer.Argument(
+            metavar="[FILE]",
+            help="With conf.d/*.toml beside it. Default: the one that `run` would read.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -114,7 +118,9 @@ def check(
     if found.settings is not None and not found.settings.watches and not found.settings.discover:
         warnings.append("no port is watched: add a [[watch]] table, or discover = true")
     if as_json:
-        print_json({"ok": not problems, "file": found.file, "problems": problems, "warnings": warnings})
+        first = found.files[0] if found.files else None
+        told = {"ok": not problems, "file": first, "files": found.files, "problems": problems, "warnings": warnings}
+        print_json(told)
     else:
         _tell(found, problems, warnings)
     if problems:
@@ -128,7 +134,7 @@ def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
         print(f"warning: {plain(sentence)}", file=sys.stderr)
     if found.settings is None or problems:
         return
-    what = str(found.file) if found.file else "no file; the defaults and the environment"
+    what = found.names or "no file; the defaults and the environment"
     ports, gpus = len(found.settings.watches), len(found.settings.gpus)
     tables = f", {ports} watched port{'s' * (ports != 1)}" + f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
     show(f"{plain(what)}: good{tables}")

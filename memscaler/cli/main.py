@@ -32,6 +32,7 @@ COMMANDS = {
     "resume": Entry("memscaler.cli.steer:resume", "Govern again, after pause or release."),
     "release": Entry("memscaler.cli.steer:release", "Let go of the driver, for its upgrade."),
     "reload": Entry("memscaler.cli.steer:reload", "Read the configuration anew."),
+    "setup": Entry("memscaler.cli.setup:setup", "Make a service of this installation, and remove it again."),
     "doctor": Entry("memscaler.cli.doctor:doctor", "Check whether this machine has what it takes, and what to do."),
     "calibrate": Entry("memscaler.cli.calibrate:calibrate", "Measure what parking saves and costs on this machine."),
     "config": Entry("memscaler.cli.config:app", "Begin, check and show the configuration."),

@@ -1,4 +1,7 @@
-"""Settings from flags, environment, file and defaults, in this order. Reads one file and changes nothing.
+"""Settings from flags, environment, files and defaults, in this order. Changes nothing.
+
+The files are one and those in conf.d beside it, in the order of their names. A later one goes before an earlier one,
+key by key; [[watch]] tables add up; what several say of one GPU, or of labels, is put together.
 
 Everything is checked before anything is refused, so that an operator sees all that is wrong at once.
 """
@@ -54,9 +57,14 @@ class _Found:
         """Parse a value; the later taken wins over the earlier."""
         try:
             self.values[option.field] = option.parse(raw)
+            self.forget_origins(option.key)
             self.origins[option.key] = origin
         except ValueError as err:
             self.problems.append((flag, f"{origin}: {err}"))
+
+    def forget_origins(self, key: str) -> None:
+        """Of its parts: another source has replaced the whole."""
+        self.origins = {each: origin for each, origin in self.origins.items() if not each.startswith(f"{key}.")}
 
     def read(self, parse: Callable[[Raw], T], raw: Raw, origin: str) -> T | None:
         """What `raw` in the file means; None, and a problem, if nothing."""
@@ -72,59 +80,111 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     Raise UsageError for a bad flag, ConfigError for a bad variable or file.
     """
-    source = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    return _load(flags, environ, None if source is None else toml.read(source))
+    found = _read(file)
+    if found.distrust:
+        raise ConfigError("\n".join(map(str, found.distrust)), hint=_remedy(found.distrust))
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
+    return _load(flags, environ, found.documents)
 
 
 def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     """Like `load`, but no file is read: for what must work when that is broken."""
-    return _load(flags, environ, None)
+    return _load(flags, environ, ())
+
+
+@dataclass(slots=True)
+class _Sources:
+    """The files that there are, and what came of reading them. unopened: nobody knows what some of them say."""
+
+    files: tuple[Path, ...]
+    documents: list[toml.Document] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    distrust: list[ConfigError] = field(default_factory=list)
+    unopened: bool = False
+
+    def take(self, file: Path) -> None:
+        """Read one. Raise PermissionMissing."""
+        try:
+            opened = toml.look(file)
+        except ConfigError as error:
+            self.problems.append(str(error))
+            self.unopened = True
+            return
+        self.suspect(opened.distrust)
+        try:
+            self.documents.append(opened.parse())
+        except ConfigError as error:
+            self.problems.append(str(error))
+
+    def suspect(self, distrust: ConfigError | None) -> None:
+        """Note it once: several files may be in one folder."""
+        if distrust is not None and str(distrust) not in map(str, self.distrust):
+            self.distrust.append(distrust)
+
+
+def _read(file: Path | None, default: Path | None = None) -> _Sources:
+    """All of them, whatever is wrong with one. Raise PermissionMissing."""
+    first = file or default or DEFAULT_FILE
+    folder = toml.drop_ins(first)
+    found = _Sources((*([first] if file or first.exists() else []), *folder.files))
+    found.suspect(folder.distrust)
+    for each in found.files:
+        found.take(each)
+    return found
+
+
+def _remedy(distrust: Iterable[ConfigError]) -> str:
+    """Commands for root."""
+    return " && ".join(each.hint for each in distrust)
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A configuration that was looked at. file: None if there is none; settings: None if there are problems.
+    """A configuration that was looked at. files: in the order of reading; settings: None if there are problems.
 
-    distrust: why `load` would not read the file from where it is; problems: other reasons; both sentences.
-    opened: False if the file could not be read; then nobody knows whether it is to be trusted.
+    distrust: why `load` would not read the files from where they are; problems: other reasons; both sentences.
+    opened: False if some file could not be read; then nobody knows whether it is to be trusted.
     """
 
-    file: Path | None
+    files: tuple[Path, ...]
     settings: Settings | None
     problems: tuple[str, ...]
     distrust: str = ""
     remedy: str = ""
     opened: bool = True
 
+    @property
+    def names(self) -> str:
+        """The files, for people; "" if there is none."""
+        return ", ".join(map(str, self.files))
 
-def examine(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Examined:
-    """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing."""
-    source = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    document, opened, problems = None, None, []
-    if source is not None:
-        try:
-            opened = toml.look(source)
-            document = opened.parse()
-        except ConfigError as error:
-            problems.append(str(error))
-    found = _find(flags, environ, document)
-    problems += [sentence for _, sentence in found.problems]
+
+def examine(
+    flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None, *, default: Path | None = None
+) -> Examined:
+    """Everything that is wrong, also with a file that `load` would not trust. Raise PermissionMissing.
+
+    default: what is read, if it is there, where no file is named; None: that of this machine.
+    """
+    read = _read(file, default)
+    found = _find(flags, environ, read.documents)
+    problems = (*read.problems, *(sentence for _, sentence in found.problems))
     settings = None if problems else _settled(found)
-    distrust = opened and opened.distrust
-    refusal = (str(distrust), distrust.hint) if distrust else ("", "")
-    return Examined(source, settings, tuple(problems), *refusal, opened=source is None or opened is not None)
+    refusal = "; ".join(map(str, read.distrust)), _remedy(read.distrust)
+    return Examined(read.files, settings, problems, *refusal, opened=not read.unopened)
 
 
-def _load(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> Settings:
-    found = _find(flags, environ, document)
+def _load(flags: Mapping[str, object], environ: Mapping[str, str], documents: Iterable[toml.Document]) -> Settings:
+    found = _find(flags, environ, documents)
     _refuse(found.problems)
     return _settled(found)
 
 
-def _find(flags: Mapping[str, object], environ: Mapping[str, str], document: toml.Document | None) -> _Found:
-    """What flags, environment and file say, and what is wrong with it."""
+def _find(flags: Mapping[str, object], environ: Mapping[str, str], documents: Iterable[toml.Document]) -> _Found:
+    """What flags, environment and files say, and what is wrong with it."""
     found = _Found()
-    if document is not None:
+    for document in documents:
         _from_file(document, found)
     of_file = found.origins.get("watch")
     _from_environ(environ, found)
@@ -140,7 +200,7 @@ def _find(flags: Mapping[str, object], environ: Mapping[str, str], document: tom
 def _forget_watch_tables(found: _Found) -> None:
     """Other watches have replaced those of the file: what its tables say about these is not about the new ones."""
     found.ports.clear()
-    found.origins = {key: origin for key, origin in found.origins.items() if not key.startswith("watch.")}
+    found.forget_origins("watch")
 
 
 def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
@@ -177,6 +237,8 @@ def _from_file(document: toml.Document, found: _Found) -> None:
             _take_watches(raw, document, found)
         elif key == "gpu":
             _take_gpus(raw, document, found)
+        elif key == "labels":
+            _take_labels(raw, document, found)
         elif key in BY_KEY:
             found.take(BY_KEY[key], raw, document.origin(key))
         else:
@@ -187,20 +249,30 @@ def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
     if not isinstance(raw, list):
         found.problems.append((False, f"{document.origin('watch')}: write each watch as a [[watch]] table"))
         return
-    good: list[Watch] = []
+    good: list[Watch] = [*found.values.get("watches", ())]
     for nth, entry in enumerate(raw):
         fields = found.read(values.table, entry, document.origin("watch", nth))
         if fields is None:
             continue
         watch = _watch(fields, nth, document, found)
-        own = _own(fields, _PER_WATCH, ("watch", nth), f"watch.{watch and replace(watch, gpus=())}", document, found)
+        name = f"watch.{watch and replace(watch, gpus=())}"
+        first = found.origins.get(name, "")
+        own = _own(fields, _PER_WATCH, ("watch", nth), name, document, found)
         if watch is not None:
-            found.read(check_distinct, [*good, watch], document.origin("watch", nth, "port"))
+            found.read(partial(_check_distinct, first), [*good, watch], document.origin("watch", nth, "port"))
             good.append(watch)
             found.ports[watch.scope, watch.port] = own
-            found.origins[f"watch.{replace(watch, gpus=())}"] = document.origin("watch", nth, "gpus")
+            found.origins[name] = document.origin("watch", nth, "gpus")
     found.values["watches"] = tuple(good)
-    found.origins["watch"] = document.origin("watch", 0)
+    found.origins.setdefault("watch", document.origin("watch", 0))
+
+
+def _check_distinct(first: str, watches: Iterable[Watch]) -> None:
+    """first: the place of the watch that another may repeat. Raise ValueError if one does."""
+    try:
+        check_distinct(watches)
+    except ValueError as err:
+        raise ValueError(f"{err} (the first is in {first})") from err
 
 
 def _watch(fields: Fields, nth: int, document: toml.Document, found: _Found) -> Watch | None:
@@ -242,7 +314,20 @@ def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
         found.read(check_gpu, name, origin)
         fields = found.read(values.table, entry, origin) or {}
         found.origins[f"gpu.{name}"] = origin
-        found.gpus[name] = _own(fields, _PER_GPU, ("gpu", name), f"gpu.{name}", document, found)
+        own = _own(fields, _PER_GPU, ("gpu", name), f"gpu.{name}", document, found)
+        found.gpus[name] = found.gpus.get(name, {}) | own
+
+
+def _take_labels(raw: object, document: toml.Document, found: _Found) -> None:
+    """Each by itself: a label of one file does not replace those of another."""
+    fields = found.read(values.table, raw, document.origin("labels"))
+    found.origins["labels"] = document.origin("labels")
+    for name, value in (fields or {}).items():
+        origin = document.origin("labels", name)
+        together = found.read(values.labels, {**dict(found.values.get("labels", ())), name: value}, origin)
+        if together is not None:
+            found.values["labels"] = together
+            found.origins[f"labels.{name}"] = origin
 
 
 def _own(

@@ -27,7 +27,7 @@ _HEAD = f"""\
 # The configuration of memscaler: {DEFAULT_FILE}, or any file
 # named with --config. Every setting with its default, switched off by a "#"
 # right before its key. A flag of `memscaler run` goes before its variable (in
-# brackets), that before this file.
+# brackets), that before this file; files in conf.d beside it before this one.
 # `memscaler config check` tells whether it is good; `memscaler reload` takes it
 # up without touching what did not change.
 """
@@ -92,13 +92,16 @@ def _settings() -> Iterator[Option]:
 
 def default(option: Option) -> object:
     """The default as the file has it."""
-    return option.parse.write(option.parse(option.default)) if option.default else []
+    return option.parse.write(option.parse(option.default) if option.default else ())
 
 
 def literal(value: object) -> str:
     """A value as TOML."""
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{name} = {literal(each)}" for name, each in value.items())
+        return f"{{{pairs}}}"
     # JSON escapes what TOML does, but for one character
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -110,6 +113,11 @@ def effective(settings: Settings) -> tuple[tuple[str, object, str], ...]:
     """(key, value as the file has it, where it comes from) of everything, tables last."""
     origins = settings.origins
     rows = [(each.key, _value(each, settings), origins[each.key]) for each in _settings()]
+    if settings.labels:
+        rows = [row for row in rows if row[0] != "labels"]
+    rows += [
+        (f"labels.{name}", text, origins.get(f"labels.{name}", origins["labels"])) for name, text in settings.labels
+    ]
     for watch in settings.watches:
         place = str(replace(watch, gpus=()))
         origin = origins.get(f"watch.{place}", origins["watch"])

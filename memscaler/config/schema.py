@@ -197,6 +197,12 @@ class Settings:
     metrics: Address | None = option(
         "127.0.0.1:9823", values.address_or_off, help='Where Prometheus metrics are served, or "off".'
     )
+    labels: tuple[tuple[str, str], ...] = option(
+        "",
+        values.labels,
+        help='What tells this machine from others of a fleet, e.g. {site = "berlin"}: the labels of '
+        "memscaler_host_info.",
+    )
     sample_every_s: float = option(
         "15s", values.duration_s(1), help="Time between two samples of power and clocks when nothing happens."
     )

@@ -21,6 +21,7 @@ _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 _PLACE = re.compile(r"\(at line (\d+), (column \d+)\)")
 
 MOST_BYTES = 1 << 20
+DROP_INS = "conf.d"  # the folder beside a file, whose files add to it
 
 Where = tuple[str | int, ...]
 
@@ -62,12 +63,29 @@ class Opened:
         return Document(self.file, self.text)
 
 
-def read(file: Path) -> Document:
-    """The file, parsed. Raise ConfigError if it is missing, no TOML, or not to be trusted."""
-    opened = look(file)
-    if opened.distrust is not None:
-        raise opened.distrust
-    return opened.parse()
+@dataclass(frozen=True, slots=True)
+class DropIns:
+    """The files of conf.d, by their names. distrust: why whoever may put one there must not."""
+
+    files: tuple[Path, ...]
+    distrust: ConfigError | None = None
+
+
+def drop_ins(file: Path) -> DropIns:
+    """What lies in conf.d beside this file, whether or not that is there. Raise ConfigError, PermissionMissing."""
+    folder = file.parent / DROP_INS
+    try:
+        files = sorted(each for each in folder.iterdir() if each.suffix == ".toml" and not each.name.startswith("."))
+        if not files:
+            return DropIns(())
+        beside = _distrust(file.parent, file.parent.stat()) or _distrust(folder, folder.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return DropIns(())
+    except PermissionError as err:
+        raise PermissionMissing(f"{folder}: {err.strerror}") from err
+    except OSError as err:
+        raise ConfigError(f"{folder}: {err.strerror}") from err
+    return DropIns(tuple(files), beside)
 
 
 def look(file: Path) -> Opened:

@@ -222,6 +222,44 @@ path_or_auto: Kind[Path | None] = Kind(
 """An absolute path; "auto" is None."""
 
 
+def _labels(raw: object) -> tuple[tuple[str, str], ...]:
+    pairs = raw.items() if isinstance(raw, dict) else (_label(word) for word in str(raw).split(","))
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if not _LABEL.fullmatch(name) or name in _LABELS_OF_OTHERS:
+            others = f"; {', '.join(_LABELS_OF_OTHERS)} are given by others"
+            raise ValueError(f"{name!r} can be no label (letters, digits and _, no __ in front{others})")
+        if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_LABEL or not value.isprintable():
+            raise ValueError(f"label {name}: {value!r} is no text of 1 to {_LONGEST_LABEL} characters")
+        found[name] = value
+    if len(found) > _MOST_LABELS:
+        raise ValueError(f"more than {_MOST_LABELS} labels")
+    return tuple(sorted(found.items()))
+
+
+def _label(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"{word!r} is no label (write site=berlin,role=chat)")
+    return name.strip(), value.strip()
+
+
+_LABEL = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LABELS_OF_OTHERS = ("hostname", "instance", "job")
+_LONGEST_LABEL, _MOST_LABELS = 256, 32
+labels = Kind(
+    _labels,
+    {
+        "type": "object",
+        "propertyNames": {"pattern": f"^{_LABEL.pattern}$", "not": {"enum": list(_LABELS_OF_OTHERS)}},
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": _LONGEST_LABEL},
+        "maxProperties": _MOST_LABELS,
+    },
+    dict,
+)
+"""Names and texts, in a table of TOML or as a=b,c=d; sorted by name."""
+
+
 def _words(raw: object) -> tuple[str, ...]:
     parts = raw if isinstance(raw, (list, tuple)) else str(raw).split(",")
     found = tuple(str(part).strip() for part in parts)

@@ -188,3 +188,5 @@ class Snapshot:
     """The last changes of states, the latest one last."""
     saved_since_unix_s: float | None = None
     """Since when `saved_total_j` is counted; None: nobody counts."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """What the operator calls this machine: (name, value)."""

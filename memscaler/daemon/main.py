@@ -385,6 +385,7 @@ def _facts(settings: Settings, driver: Driver, watching: Watching) -> Facts:
         driver_version=driver.driver_version,
         hostname=socket.gethostname(),
         dry_run=settings.dry_run,
+        labels=settings.labels,
         gpus_of_slot=watching.gpus_of_slot,
         server_of_slot=watching.server_of_slot,
         waiting=lambda: {str(spec): why for spec, why in watching.waiting.items()},

@@ -89,6 +89,7 @@ class Facts:
     driver_version: str
     hostname: str
     dry_run: bool
+    labels: tuple[tuple[str, str], ...]
     gpus_of_slot: Callable[[int], tuple[str, ...]]
     server_of_slot: Callable[[int], str]
     waiting: Callable[[], Mapping[str, str]]
@@ -389,6 +390,7 @@ class Recorder:
             ungoverned=self._facts.ungoverned(),
             transitions=tuple(self._transitions),
             saved_since_unix_s=self._history.since_unix_s,
+            labels=self._facts.labels,
         )
 
     def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:

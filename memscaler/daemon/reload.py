@@ -26,6 +26,7 @@ from memscaler.history import calibration
 FIXED = frozenset(
     {
         "metrics",
+        "labels",
         "settle_timeout",
         "probe_servers",
         "loader_python",
@@ -154,7 +155,7 @@ def _change(option: Option, before: object, after: object) -> str | None:
 
 def _plain(option: Option, value: object) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join("=".join(each) if option.key == "labels" else str(each) for each in value) or "none"
     if isinstance(value, float) and option.field.endswith("_s"):
         return f"{value:g}s" if value else str(option.parse.write(value))
     return {"True": "true", "False": "false", "None": "off"}.get(str(value), str(value))

@@ -49,6 +49,7 @@ class Standby:
         self._released = released
         self._file = settings.runtime_dir / FILE
         self._dry_run = settings.dry_run
+        self._labels = settings.labels
         self._mailbox = mailbox
         self._notifier = notifier
         self._started_unix_s = time.time()
@@ -117,6 +118,7 @@ class Standby:
             watches=(),
             kernel=KernelSnapshot({}, {}, 0),
             released=self._released,
+            labels=self._labels,
         )
 
     def _hear(self, message: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from prometheus_client import generate_latest
 from prometheus_client.core import (
@@ -18,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from memscaler.core.model import Public
 from memscaler.core.snapshot import GpuReading, GpuSnapshot, Histogram, KernelSnapshot, Snapshot, WatchSnapshot
-from memscaler.observe.specs import BY_NAME, SPECS, Kind, Spec
+from memscaler.observe.specs import BY_NAME, HOST, SPECS, Kind, Spec
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -49,9 +50,11 @@ class _Families(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families = {spec.name: _family(spec) for spec in SPECS}
+        host = BY_NAME[HOST]
+        own = replace(host, labels=(*host.labels, *(name for name, _ in self.snapshot.labels)))
         for name, labels, value in _samples(self.snapshot):
             if value is not None:
-                _add(families[name], BY_NAME[name], labels, value)
+                _add(families[name], own if name == HOST else BY_NAME[name], labels, value)
         return [family for family in families.values() if family.samples]
 
 
@@ -83,6 +86,7 @@ def _add(family: Metric, spec: Spec, labels: tuple[str, ...], value: float | His
 def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield "memscaler_up", (), 1
     yield "memscaler_build_info", (snapshot.version,), 1
+    yield HOST, (snapshot.hostname, *(value for _, value in snapshot.labels)), 1
     yield "memscaler_start_time_seconds", (), snapshot.started_unix_s
     yield "memscaler_dry_run", (), snapshot.dry_run
     yield "memscaler_guardian_restarts_total", (), snapshot.guardian_restarts

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 GPU = ("gpu", "UUID", "pci_bus_id", "model_name", "hostname")
 PORT = ("port", "scope")
+HOST = "memscaler_host_info"  # the only one whose labels an operator may add to
 
 # Upper bounds in seconds: from the kernel's timestamp of a connection to the return of the driver call.
 WAKE_LATENCY_BUCKETS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 10.0)
@@ -39,6 +40,12 @@ class Spec:
 SPECS = (
     Spec("memscaler_up", Kind.GAUGE, "1: the governor answers."),
     Spec("memscaler_build_info", Kind.INFO, "The version that runs.", ("version",)),
+    Spec(
+        HOST,
+        Kind.INFO,
+        "This machine, with the labels of the setting `labels`, to join on.",
+        ("hostname",),
+    ),
     Spec("memscaler_start_time_seconds", Kind.GAUGE, "Start of the governor, in seconds since 1970."),
     Spec("memscaler_dry_run", Kind.GAUGE, "1: decisions are only logged and no GPU is touched."),
     Spec("memscaler_guardian_restarts_total", Kind.COUNTER, "Times the guardian process had to be started again."),

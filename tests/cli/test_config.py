@@ -118,6 +118,7 @@ def test_check_of_a_good_file(folder):
         "schema": 1,
         "ok": True,
         "file": str(file),
+        "files": [str(file)],
         "problems": [],
         "warnings": [],
     }

@@ -46,6 +46,7 @@ def test_run_offers_every_setting():
     text = memscaler("run", "--help").stdout
     missing = {option.key for option in OPTIONS if option.env[0] not in text}
     assert missing == {
+        "labels",
         "min_dwell",
         "sample_every",
         "settle_timeout",

@@ -19,9 +19,10 @@ HEAD = """# Configuration
 
 Every setting of `memscaler run`. This page is made from `memscaler/config/schema.py`; a test compares them.
 
-A flag goes before its variable, that before the file, that before the default. The file is `--config FILE`, else
-`/etc/memscaler/config.toml` if it is there. Whatever is wrong is said at the start, all at once, with the line, the
-variable or the flag that it stands in; an unknown key is an error (exit code 78, a wrong flag 2).
+A flag goes before its variable, that before the files, those before the default. The files are `--config FILE`, else
+`/etc/memscaler/config.toml` if it is there, and then those in [`conf.d`](#confd) beside it. Whatever is wrong is said at
+the start, all at once, with the line, the variable or the flag that it stands in; an unknown key is an error (exit code
+78, a wrong flag 2).
 
 | key | default | flag | variable | tables | meaning |
 |---|---|---|---|---|---|
@@ -39,6 +40,8 @@ are general values.
   the week by semicolons.
 - A *time of the week* is `Mon-Fri 09:00-18:00`, `22:00-06:00` (every night, into the next day), `Sat,Sun` (whole days),
   on the clock of the machine.
+- *Labels* are a table of texts: `labels = {site = "berlin", role = "chat"}`, or below `[labels]`; in a variable
+  `site=berlin,role=chat`. They are in `memscaler_host_info` alone; [fleet.md](fleet.md) shows how to join on it.
 - An empty variable counts as not set.
 
 - A variable that begins with `MEMSCALER_` and that nobody reads is told with a warning: it is misspelt.
@@ -46,16 +49,28 @@ are general values.
 | command | does |
 |---|---|
 | `memscaler config init` | prints a file to begin with: every setting with its default, commented out; `--output FILE` writes it |
-| `memscaler config check` | tells everything that is wrong with `FILE`, or with the one that `run` would read (exit code 78). Changes nothing; needs no root, no GPU and no free port |
+| `memscaler config check` | tells everything that is wrong with `FILE` and the `conf.d` beside it, or with what `run` would read (exit code 78); also as JSON. Changes nothing; needs no root, no GPU and no free port |
 | `memscaler config show --origin` | the settings in force, each with the flag, variable or line that it comes from. Flags of `run` may follow |
 | `memscaler config schema` | the file's JSON Schema (draft 2020-12), for editors |
 
-The file decides what root does. So it has to belong to root, or to who runs memscaler, and nobody else may write it or
-its folder; otherwise it is refused.
+The files decide what root does. So they have to belong to root, or to who runs memscaler, and nobody else may write
+them or their folders; otherwise they are refused.
 
-`memscaler reload` (or SIGHUP, `systemctl reload`) reads it anew: as a whole or not at all. GPUs that did not change are
-not touched. These need a restart, and refuse the reload: `metrics`, `settle_timeout`, `probe_servers`, `loader_python`,
-`runtime_dir`, `state_dir`, `dry_run`, `simulate`, `log_format`, `log_level`.
+`memscaler reload` (or SIGHUP, `systemctl reload`) reads them anew: as a whole or not at all. GPUs that did not change
+are not touched. These need a restart, and refuse the reload: `metrics`, `labels`, `settle_timeout`, `probe_servers`,
+`loader_python`, `runtime_dir`, `state_dir`, `dry_run`, `simulate`, `log_format`, `log_level`.
+
+## conf.d
+
+`conf.d/*.toml` beside the file (`/etc/memscaler/conf.d/`), whether or not that is there, in the order of their names.
+Each has the same form. A later file goes before an earlier one, key by key, and all of them before the file. `[[watch]]`
+tables add up, and the same port twice is an error that names both places. What several files say of one `[gpu.NAME]`, or
+in `labels`, is put together. Other names, and those that begin with a dot, are not read.
+
+    # conf.d/50-chat.toml
+    [[watch]]
+    port = 8081
+    gpus = ["gpu2"]
 
 ## Watches
 

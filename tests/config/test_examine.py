@@ -58,9 +58,9 @@ def test_a_good_one(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text("discover = true\n")
     found = examine({}, {}, file)
-    assert (found.file, found.problems, found.distrust) == (file, (), "")
+    assert (found.files, found.problems, found.distrust) == ((file,), (), "")
     assert found.settings == load({}, {}, file)
-    assert examine({}, {}).file is None
+    assert examine({}, {}).files == ()
 
 
 def test_no_toml_is_told_with_its_line(tmp_path):

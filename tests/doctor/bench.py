@@ -92,7 +92,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         settings = load({"runtime_dir": str(root / "run/memscaler")}, {})
-        self.context = Context(settings, Examined(None, settings, ()), {}, 0, self._nobody, root=root)
+        self.context = Context(settings, Examined((), settings, ()), {}, 0, self._nobody, root=root)
 
     def _nobody(self) -> dict[str, Any]:
         raise DaemonNotRunning("nobody listens")

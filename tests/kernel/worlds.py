@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from memscaler import resources
 from memscaler.kernel import attachment, ledger
 from memscaler.kernel.netns import entered
 from memscaler.kernel.sock_diag import SockDiag
 from tests.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
-BPF = ROOT / "bpf"
+BPF = resources.bpf_dir()
 HOOKS = {"both": (), "tracepoint": ("sockops",), "no-btf": ("btf",)}
 POLLED = {"polled": ("ringbuf",)}  # as before Linux 5.8: nothing is mmapped
 RESET = struct.pack("ii", 1, 0)

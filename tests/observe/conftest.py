@@ -91,6 +91,7 @@ def snapshot() -> Snapshot:
         guardian_restarts=1,
         history_write_failures=2,
         waiting={"8082": "nobody listens there yet"},
+        labels=(("role", 'ch"at'), ("site", "berlin")),
     )
 
 

@@ -13,7 +13,7 @@ from memscaler.core.model import Public
 from memscaler.core.snapshot import GpuReading
 from memscaler.observe.histogram import Latencies
 from memscaler.observe.metrics import render
-from memscaler.observe.specs import SPECS, WAKE_LATENCY_BUCKETS_S, Kind
+from memscaler.observe.specs import HOST, SPECS, WAKE_LATENCY_BUCKETS_S, Kind
 
 GOLDEN = Path(__file__).with_name("golden.metrics")
 
@@ -67,6 +67,7 @@ def test_every_metric_of_the_table_is_there(snapshot):
         if not name.endswith(("_bucket", "_sum", "_count")):
             seen.setdefault(name, set()).add(",".join(sorted(key for key, _ in labels)))
     expected = {spec.name: {",".join(sorted(spec.labels))} for spec in SPECS if spec.kind is not Kind.HISTOGRAM}
+    expected[HOST] = {"hostname,role,site"}
     assert seen == expected
 
 

@@ -82,18 +82,8 @@ def install() -> None:
     """It is installed as the README says, and systemd understands every line of what was installed."""
     run("python3", "-m", "venv", "--without-pip", PREFIX)
     box.pip("pip", TREE)
-    unit = (TREE / "systemd" / UNIT).read_text().replace("/usr/bin/memscaler", box.COMMAND)
-    (UNITS / UNIT).write_text(unit)
-    copies = {"sysusers": "/etc/sysusers.d", "tmpfiles": "/etc/tmpfiles.d"}
-    for kind, folder in copies.items():
-        Path(folder).mkdir(exist_ok=True)
-        text = (TREE / "systemd" / f"memscaler.{kind}.conf").read_text()
-        Path(folder, "memscaler.conf").write_text(text)
-        done = run(f"systemd-{kind}", *(["--create"] if kind == "tmpfiles" else []), f"{folder}/memscaler.conf")
-        assert not done.stderr.strip() or kind == "sysusers", done.stderr  # sysusers tells what it makes
-    box.DROP_INS.mkdir(exist_ok=True)
-    if box.systemd_version() >= GROWING_SINCE:
-        (box.DROP_INS / "pauses.conf").write_text((TREE / "systemd/memscaler.pauses.conf").read_text())
+    run(box.COMMAND, "setup", "--no-start")
+    assert (box.DROP_INS / "pauses.conf").exists() == (box.systemd_version() >= GROWING_SINCE)
     Path("/opt/llm.py").write_text(box.SERVER)
     server = "[Service]\nUser=daemon\nExecStart=/usr/bin/python3 /opt/llm.py\n[Install]\nWantedBy=multi-user.target\n"
     (UNITS / "llm.service").write_text(server)
@@ -488,6 +478,54 @@ def tight_lines(page: str) -> list[str]:
     block = page.partition("<!-- tight -->")[2].partition("<!-- /tight -->")[0]
     lines = [line.strip() for line in block.splitlines()]
     return [line for line in lines if "=" in line and not line.startswith("#")]
+
+
+# ---- setup, on a machine that lives ---------------------------------------------------------------------------------
+
+
+def _setup(*arguments: str) -> list[str]:
+    """What it told."""
+    return run(box.COMMAND, "setup", *arguments).stdout.splitlines()
+
+
+@scenario()
+def setup_again() -> None:
+    """A second one does nothing. After an upgrade it renews the unit and restarts the service, parked GPUs or not."""
+    _setup()
+    pid = wait_governing()
+    assert _setup()[-1] == "nothing to do"
+    assert number("MainPID") == pid
+    wait_parked(0, 1)
+    unit = next(PREFIX.glob("lib/python3*/site-packages/memscaler/systemd")) / UNIT
+    unit.write_text(unit.read_text() + "# a newer one\n")
+    told = _setup()
+    assert f"write   {UNITS / UNIT} (starts {box.COMMAND})" in told
+    assert f"run     systemctl restart {UNIT}" in told
+    assert (UNITS / UNIT).read_text().endswith("# a newer one\n")
+    assert wait_governing() != pid
+    assert show("NeedDaemonReload") == "no"
+    check_governs(0, 1)
+
+
+@scenario()
+def setup_removed() -> None:
+    """Everything is awake and stopped before the unit goes; configuration and savings stay; then it is set up anew."""
+    wait_parked(0, 1, 2)
+    start = cursor()
+    told = _setup("--remove")
+    assert not any(map(box.is_parked, range(3)))
+    assert str(events(start, "memscaler.stopped")[-1]["every_gpu_awake"]).lower() == "true"
+    assert not (UNITS / UNIT).exists()
+    assert not list(UNITS.glob(f"*.wants/{UNIT}"))
+    assert show("LoadState") == "not-found" or (box.DROP_INS / "emulator.conf").exists(), told
+    assert not Path("/usr/local/share/man/man1/memscaler.1").exists()
+    assert CONFIG.exists()
+    assert _setup("--remove")[-1] == "nothing to do"
+    told = _setup()
+    assert f"run     systemctl enable {UNIT}" in told
+    assert f"run     systemctl start {UNIT}" in told
+    wait_governing()
+    check_governs(0, 1)
 
 
 # ---- reboots --------------------------------------------------------------------------------------------------------

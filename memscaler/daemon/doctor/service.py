@@ -6,23 +6,20 @@ import grp
 import os
 import shlex
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from memscaler import resources
 from memscaler.config.environment import unknown as unknown_variables
 from memscaler.core.errors import PermissionMissing, Unavailable
+from memscaler.daemon import systemd
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Result, Verdict, failed, passed, unknown, warned
+from memscaler.daemon.setup.program import program_path
 from memscaler.history.reader import HistoryMissing, HistoryUnreadable, open_history
 from memscaler.history.tables import FILE as HISTORY
 
 GROUP = "memscaler"
-PACKAGED = "/usr/bin/memscaler"  # as the unit has it
-SYSTEMCTL_S = 3.0
 NO_UNIT = "memscaler.service is not installed"
 CLEANS = ("yes", "restart", "true", "1", "on")  # what keeps the directory
 
@@ -49,46 +46,23 @@ def installed(context: Context) -> Iterator[Verdict]:
 
 
 def _install() -> str:
-    """The commands, as in docs/install.md."""
-    try:
-        source = shlex.quote(str(resources.systemd_dir()))
-    except Unavailable:
-        return "see the README, quick start"
-    program = Path(sys.executable).with_name("memscaler")  # not what led here: sudo's PATH may be another
-    unit = "/etc/systemd/system/memscaler.service"
-    where = f"sudo sed -i s,{PACKAGED},{shlex.quote(str(program))}, {unit} && " if str(program) != PACKAGED else ""
-    return (
-        f"sudo install -m 644 {source}/memscaler.service {unit} && {where}"
-        f"sudo install -Dm 644 {source}/memscaler.sysusers.conf /etc/sysusers.d/memscaler.conf && "
-        "sudo systemd-sysusers && sudo systemctl daemon-reload && sudo systemctl enable --now memscaler"
-    )
+    """By this very installation: sudo's PATH may lead to another, or to none."""
+    return f"sudo {shlex.quote(str(program_path()))} setup"
 
 
 def _state(context: Context, unit: units.Unit) -> Verdict:
     known = f"{unit.path} is {'enabled' if unit.enabled else 'not enabled'}"
     if not unit.enabled:
         return warned(known, "sudo systemctl enable --now memscaler")
-    if not context.at("/run/systemd/system").is_dir():
+    if not systemd.is_running(context.root):
         return unknown(f"{known}; systemd does not run here", "start it by what starts services on this machine")
-    state = _ask_systemd()
+    state = systemd.active_state()
     if state == "active":
         return passed(f"{known} and active")
     if not state:
         return unknown(f"{known}; systemd does not tell whether it is active", "systemctl status memscaler")
     tell = failed if state == "failed" else warned
     return tell(f"{known} and {state}", "systemctl status memscaler tells why; then sudo systemctl restart memscaler")
-
-
-def _ask_systemd() -> str:
-    """For example "active"; "" if it does not say."""
-    command = ["systemctl", "show", "--property=ActiveState", "--value", units.NAME]
-    try:
-        answer = subprocess.run(  # noqa: S603  # fixed words
-            command, capture_output=True, text=True, timeout=SYSTEMCTL_S, check=False, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 def directory(context: Context) -> Iterator[Verdict]:
@@ -184,7 +158,7 @@ def configuration(context: Context) -> Verdict:
         return unknown("the configuration may not be read by this user")
     if found.problems:
         return failed("; ".join(found.problems), "correct it; `memscaler config check` shows all of it line by line")
-    name = str(found.file or "no file: the defaults and the environment")
+    name = found.names or "no file: the defaults and the environment"
     settings = found.settings or context.settings
     if not settings.watches and not settings.discover:
         return warned(f"{name}: good, but no port is watched", "add a [[watch]] table, or discover = true")
@@ -197,13 +171,13 @@ def trusted(context: Context) -> Verdict:
     found = context.examined
     if found is None:
         return unknown("the configuration may not be read by this user")
-    if found.file is None:
+    if not found.files:
         return passed("there is no file")
     if not found.opened:
         return failed("; ".join(found.problems), "name another file, or make it: memscaler config init")
     if found.distrust:
-        return failed(found.distrust, f"sudo {found.remedy}")
-    return passed(f"only its owner may write {found.file}")
+        return failed(found.distrust, f"sudo {found.remedy.replace(' && ', ' && sudo ')}")
+    return passed(f"only {'their owners' if found.files[1:] else 'its owner'} may write {found.names}")
 
 
 def variables(context: Context) -> Iterator[Verdict]:

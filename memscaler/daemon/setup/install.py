@@ -1,0 +1,233 @@
+"""What `memscaler setup` does: checked as a whole first, and then no more than is missing.
+
+What it writes is noted down before, so that a setup that was interrupted can be repeated or removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from memscaler.config.load import Examined, examine
+from memscaler.config.schema import Settings
+from memscaler.core.errors import ConfigError, DaemonNotRunning, MemscalerError, Unavailable
+from memscaler.daemon import systemd
+from memscaler.daemon.doctor import kernel, units
+from memscaler.daemon.doctor.context import Context
+from memscaler.daemon.doctor.model import Result
+from memscaler.daemon.requests import Document
+from memscaler.daemon.setup import files, manifest, program, steps
+from memscaler.daemon.setup.files import File
+from memscaler.daemon.setup.manifest import Manifest, checksum
+from memscaler.daemon.setup.steps import Plan, Step
+
+GROUP = "memscaler"
+SAFE = (
+    "install it where only root may write: sudo PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install "
+    "memscaler; then sudo /usr/local/bin/memscaler setup"
+)
+TO_WATCH = "discover = true, or a [[watch]] table"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for.
+
+    start: enable and start it. force: replace files that are not ours. discover, ports: of a new configuration.
+    """
+
+    root: Path = Path("/")
+    start: bool = True
+    force: bool = False
+    discover: bool = False
+    ports: tuple[str, ...] = ()
+
+    @property
+    def is_here(self) -> bool:
+        """Not an image."""
+        return self.root == Path("/")
+
+    @property
+    def is_live(self) -> bool:
+        """There is a systemd that can start something."""
+        return self.is_here and systemd.is_running(self.root)
+
+
+def plan(wish: Wish, own: program.Program) -> Plan:
+    """Everything checked, nothing changed. Raise MemscalerError for what stands in the way."""
+    _check_systemd(wish, own)
+    _check_program(own)
+    _check_package(wish)
+    found = examine({}, {}, default=wish.root / files.CONFIG)
+    _check_bcc(wish, found)
+    known = manifest.load(wish.root) or Manifest()
+    wanted = _wanted(wish, own)
+    _check_foreign(wish, wanted, known)
+    if found.problems:
+        raise ConfigError("\n".join(found.problems), hint="correct it first; memscaler config check tells the same")
+    new_config = files.present(wish.root, files.CONFIG) is None
+    watches = _watches(found.settings) or (new_config and bool(wish.discover or wish.ports))
+    made = tuple(_steps(wish, wanted, known, new_config=new_config, watches=watches))
+    return Plan(made, tuple(_notes(wish, own, found, new_config=new_config, watches=watches)))
+
+
+# ---- what stands in the way -----------------------------------------------------------------------------------------
+
+
+def _check_systemd(wish: Wish, own: program.Program) -> None:
+    if not systemd.has_tools():
+        hint = f"let what starts services here run `{own.path} run`, and `{own.path} restore` whenever that has ended"
+        raise Unavailable("this machine has no systemd (no systemctl)", hint=hint)
+    if not wish.root.is_dir():
+        raise MemscalerError(f"{wish.root} is no folder")
+
+
+def _check_program(own: program.Program) -> None:
+    if not own.path.is_file():
+        raise MemscalerError(f"{own.path} is not there, so the service could not start it", hint=SAFE)
+    suspicions = program.suspicions(own)
+    if suspicions:
+        told = [f"root must not run this installation ({own.path}):", *suspicions[: program.MOST_TOLD]]
+        told += ["and more of that kind"] if len(suspicions) > program.MOST_TOLD else []
+        raise MemscalerError("\n".join(told), hint=SAFE)
+
+
+def _check_package(wish: Wish) -> None:
+    """Two installations would be one too many."""
+    found = units.find(wish.root)
+    if found is None:
+        return
+    if found.masked:
+        raise MemscalerError(f"{found.path} is masked", hint="sudo systemctl unmask memscaler")
+    if found.path != wish.root / files.UNIT:
+        hint = "remove one of the two; the package's own needs no setup: sudo systemctl enable --now memscaler"
+        raise MemscalerError(f"{found.path} comes from a package", hint=hint)
+
+
+def _check_bcc(wish: Wish, found: Examined) -> None:
+    """Of an image nobody can tell which python it has."""
+    if not wish.is_here:
+        return
+    context = Context(found.settings or Settings(), found, {}, os.geteuid(), _nobody)
+    verdict = kernel.bcc(context)
+    if verdict.result is not Result.PASS:
+        raise Unavailable(f"no python here can import bcc ({verdict.seen})", hint=f"{verdict.remedy}; then this again")
+
+
+def _nobody() -> Document:
+    raise DaemonNotRunning("nobody is asked")
+
+
+def _check_foreign(wish: Wish, wanted: list[File], known: Manifest) -> None:
+    foreign = [str(wish.root / file.path) for file in wanted if files.is_foreign(wish.root, file, known)]
+    if foreign and not wish.force:
+        told = "\n".join(f"{name} is there, and not as setup has written it" for name in foreign)
+        raise MemscalerError(told, hint="move it away, or have it replaced: --force")
+
+
+# ---- what is to be done ---------------------------------------------------------------------------------------------
+
+
+def _wanted(wish: Wish, own: program.Program) -> list[File]:
+    place = own.path
+    if not wish.is_here and place.is_relative_to(wish.root):
+        place = Path("/", place.relative_to(wish.root))
+    found = [files.unit(place)]
+    if systemd.version() >= files.PAUSES_SINCE:
+        found.append(files.pauses())
+    if shutil.which("systemd-sysusers"):
+        found.append(files.users())
+    return [*found, *files.shared(wish.root)]
+
+
+def _watches(settings: Settings | None) -> bool:
+    return settings is not None and bool(settings.watches or settings.discover)
+
+
+def _has_group(root: Path) -> bool:
+    try:
+        lines = (root / "etc/group").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.startswith(f"{GROUP}:") for line in lines)
+
+
+def _steps(wish: Wish, wanted: list[File], known: Manifest, *, new_config: bool, watches: bool) -> Iterator[Step]:
+    """In this order: nothing is started before all that it needs is there."""
+    root = wish.root
+    missing = [file for file in wanted if files.present(root, file.path) != file.content]
+    obsolete = sorted(set(known.files) - {file.name for file in wanted})
+    config = [files.config(wish.discover, list(wish.ports))] if new_config else []
+    group = not _has_group(root)
+    final = _known(root, wanted, [*missing, *config], known, group=group)
+    started = program.fingerprint() if wish.start and watches and wish.is_live else known.started
+    tasks = [steps.write(root, file) for file in (*missing, *config)]
+    tasks += [steps.remove(root / name[1:]) for name in obsolete if _is_ours(root, name, known)]
+    if group:
+        tasks.append(_make_group(wish))
+    tasks += _service_steps(wish, missing, known, started=started, watches=watches)
+    final = replace(final, started=started)
+    if tasks or final != known:
+        meanwhile = {name: (*known.files.get(name, ()), *sums) for name, sums in final.files.items()}
+        before = replace(final, files={**known.files, **meanwhile}, started=known.started)
+        yield steps.note(root, before, "what is about to be written, so that --remove finds it")
+        yield from tasks
+        yield steps.note(root, final, "what was written")
+
+
+def _known(root: Path, wanted: list[File], written: list[File], known: Manifest, *, group: bool) -> Manifest:
+    made = [folder for file in written for folder in files.missing_folders(root, root / file.path)]
+    folders = (*known.folders, *(f"/{folder.relative_to(root)}" for folder in made))
+    sums = {file.name: (checksum(file.content),) for file in wanted}
+    return replace(known, files=sums, folders=tuple(dict.fromkeys(folders)), group=known.group or group)
+
+
+def _is_ours(root: Path, name: str, known: Manifest) -> bool:
+    there = files.present(root, name)
+    return there is not None and known.is_ours(name, there)
+
+
+def _make_group(wish: Wish) -> Step:
+    own_root = [] if wish.is_here else [f"--root={wish.root}"]
+    if shutil.which("systemd-sysusers"):
+        return steps.run("systemd-sysusers", *own_root, str(wish.root / files.USERS))
+    return steps.run("groupadd", "--system", *([] if wish.is_here else ["--root", str(wish.root)]), GROUP)
+
+
+def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:
+    unit_is_new = any(file.path.startswith(files.UNIT) for file in missing)
+    if wish.is_live and unit_is_new:
+        yield steps.run("systemctl", "daemon-reload")
+    if not wish.start:
+        return
+    found = units.find(wish.root)
+    if found is None or not found.enabled:
+        own_root = [] if wish.is_here else [f"--root={wish.root}"]
+        yield steps.run("systemctl", *own_root, "enable", systemd.UNIT)
+    if not (wish.is_live and watches):
+        return
+    is_active = systemd.active_state() == "active"
+    if not is_active or unit_is_new or started != known.started:
+        hint = (
+            "systemctl status memscaler and memscaler doctor tell why; where the driver is missing, it is tried again"
+        )
+        yield steps.run("systemctl", "restart" if is_active else "start", systemd.UNIT, hint=hint)
+
+
+def _notes(wish: Wish, own: program.Program, found: Examined, *, new_config: bool, watches: bool) -> Iterator[str]:
+    config = wish.root / files.CONFIG
+    if not new_config and (wish.discover or wish.ports):
+        yield f"{config} is kept as it is: --discover and --port are for a new one"
+    if not watches:
+        yield f"no port is watched yet: {TO_WATCH} in {config}, then sudo memscaler setup once more"
+    if found.distrust:
+        yield f"the service will refuse its configuration: {found.distrust} ({found.remedy})"
+    if not wish.start:
+        yield "not enabled: sudo systemctl enable --now memscaler"
+    elif not wish.is_live:
+        yield "systemd does not run here: memscaler starts when the machine does"
+    if not wish.is_here and not (own.path.is_relative_to(wish.root) or (wish.root / str(own.path)[1:]).exists()):
+        yield f"{wish.root} has no {own.path}: install memscaler at the same place there"

@@ -1,0 +1,98 @@
+"""What `memscaler setup --remove` does: every GPU awake first, then what setup has written, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from memscaler.config.load import examine
+from memscaler.config.schema import Settings
+from memscaler.core.errors import DaemonRunning, MemscalerError
+from memscaler.daemon import systemd
+from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.lock import refuse_beside_daemon
+from memscaler.daemon.setup import files, manifest, steps
+from memscaler.daemon.setup.install import GROUP, Wish
+from memscaler.daemon.setup.steps import Plan, Step
+from memscaler.gpu.journal import Journal
+from memscaler.gpu.restore import restore_from
+
+OWN = ("etc/memscaler", "var/lib/memscaler")  # what --purge removes: what it was told, and what it has counted
+
+
+def plan(wish: Wish, *, purge: bool) -> Plan:
+    """Nothing is changed. Raise MemscalerError if it is not known what is ours."""
+    known = manifest.load(wish.root)
+    if known is None or not (known.files or purge):
+        return Plan(notes=("setup has installed nothing here",))
+    theirs = [name for name in known.files if _is_changed(wish.root, name, known)]
+    ours = [name for name in known.files if files.present(wish.root, name) is not None and name not in theirs]
+    made = [*_stop(wish, known)]
+    made += [steps.remove(wish.root / name[1:]) for name in ours]
+    trees = [path for name in OWN if (path := wish.root / name).exists()] if purge else []
+    made += [Step(f"remove  {path}, with all that is in it", partial(shutil.rmtree, path)) for path in trees]
+    if purge and known.group:
+        made.append(_remove_group(wish))
+    empty = _emptied(wish.root, known, {*trees, *(wish.root / name[1:] for name in ours)})
+    made += [Step(f"remove  {path}", partial(_remove_folder, path)) for path in empty]
+    if not purge:
+        left = manifest.Manifest(folders=known.folders, group=known.group)
+        made.append(steps.note(wish.root, left, "what is left of it, for --purge"))
+    if wish.is_live:
+        made.append(steps.run("systemctl", "daemon-reload"))
+    notes = [f"{wish.root / name[1:]} was changed since, and is kept" for name in theirs]
+    kept = [str(wish.root / name) for name in OWN if not purge and (wish.root / name).exists()]
+    notes += [f"kept: {' and '.join(kept)} (--purge removes them too)"] if kept else []
+    return Plan(tuple(made), tuple(notes))
+
+
+def _is_changed(root: Path, name: str, known: manifest.Manifest) -> bool:
+    there = files.present(root, name)
+    return there is not None and not known.is_ours(name, there)
+
+
+def _stop(wish: Wish, known: manifest.Manifest) -> Iterator[Step]:
+    """Disable and stop; and whatever is parked after that is woken before its tools are gone."""
+    if f"/{files.UNIT}" in known.files and files.present(wish.root, files.UNIT) is not None:
+        own_root = [] if wish.is_here else [f"--root={wish.root}"]
+        now = ["--now"] if wish.is_live else []
+        yield steps.run("systemctl", *own_root, "disable", *now, systemd.UNIT)
+    if wish.is_here:
+        yield Step("check   that every GPU is awake, and wake those that are not", _wake)
+
+
+def _wake() -> None:
+    settings = examine({}, {}).settings or Settings()
+    try:
+        refuse_beside_daemon(settings.runtime_dir)
+    except DaemonRunning as error:
+        hint = "stop it first; nothing was removed"
+        raise MemscalerError(str(error), hint=hint) from error
+    journal = settings.runtime_dir / JOURNAL
+    if journal.is_dir() and Journal(journal).entries():
+        report = restore_from(journal)
+        if not report.ok:
+            raise MemscalerError(str(report), hint="nothing was removed; memscaler restore tries again")
+
+
+def _emptied(root: Path, known: manifest.Manifest, gone: set[Path]) -> Iterator[Path]:
+    """The folders made by setup that have nothing in them once these are gone, the inner ones first."""
+    for name in sorted(known.folders, key=lambda name: name.count("/"), reverse=True):
+        path = root / name[1:]
+        if path not in gone and path.is_dir() and set(path.iterdir()) <= gone:
+            gone.add(path)
+            yield path
+
+
+def _remove_folder(path: Path) -> None:
+    """Unless somebody has put something there by now."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _remove_group(wish: Wish) -> Step:
+    own_root = [] if wish.is_here else ["--root", str(wish.root)]
+    return steps.run("groupdel", *own_root, GROUP)

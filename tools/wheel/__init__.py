@@ -1,0 +1,1 @@
+"""The wheel on every python there is."""
