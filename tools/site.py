@@ -21,6 +21,7 @@ WIDE = ("configuration.md", "metrics.md", "kernels.md", "figures.md")
 TITLE = re.compile(r'\A% "([^"]+)" "(\d)".*\n')
 HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 TERM = re.compile(r"\n(: )", re.MULTILINE)
+LINK = re.compile(r"\]\((\.\./)?docs/")  # there from outside of docs/, in the site to a page beside this one
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -42,6 +43,6 @@ def _page(text: str) -> str:
     """Pages of the manual get a title, and their headings go down by one."""
     title = TITLE.match(text)
     if title is None:
-        return text
+        return LINK.sub("](", text)
     body = HEADING.sub(r"#\1", text[title.end() :])
     return f"# {title[1].lower()}({title[2]})\n" + TERM.sub("\n:   ", body)

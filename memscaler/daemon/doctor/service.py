@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memscaler.config.environment import unknown as unknown_variables
-from memscaler.core.errors import PermissionMissing, Unavailable
+from memscaler.core.errors import PermissionMissing
 from memscaler.daemon import systemd
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.context import Context

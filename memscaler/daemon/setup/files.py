@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from memscaler.core.errors import MemscalerError
 from memscaler.core.watch import HOST
 from memscaler.daemon import systemd
 from memscaler.daemon.setup.manifest import Manifest
+from memscaler.files import write_own
 
 UNIT = f"etc/systemd/system/{systemd.UNIT}"
 PAUSES = f"{UNIT}.d/pauses.conf"
@@ -111,19 +110,7 @@ def write(root: Path, file: File, mode: int = 0o644) -> None:
     for folder in missing_folders(root, path):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(file.content)
-            opened.flush()
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        draft.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
+    write_own(path, file.content, mode)
 
 
 def missing_folders(root: Path, path: Path) -> list[Path]:

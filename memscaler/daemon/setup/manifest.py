@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memscaler.core.errors import MemscalerError, PermissionMissing
-from memscaler.gpu.journal import read_own
+from memscaler.files import read_own
 
 PLACE = "var/lib/memscaler/setup.json"
 SCHEMA = 1
