@@ -128,7 +128,7 @@ complete -c memscaler -f
 # memscaler
 complete -c memscaler -n '__memscaler_at' -a run -d 'Park quiet GPUs, wake them when a client connects.'
 complete -c memscaler -n '__memscaler_at' -a gpus -d 'Show the GPUs and what parking would do.'
-complete -c memscaler -n '__memscaler_at' -a ports -d 'Show the servers that listen, their GPUs and what would be watched.'
+complete -c memscaler -n '__memscaler_at' -a ports -d 'Show the servers that listen, their GPUs, and what is watched.'
 complete -c memscaler -n '__memscaler_at' -a restore -d 'Wake what a memscaler that is gone left parked.'
 complete -c memscaler -n '__memscaler_at' -a status -d 'Show what the running daemon does, and why.'
 complete -c memscaler -n '__memscaler_at' -a top -d 'Watch GPUs live, and steer them by keyboard.'

@@ -19,7 +19,7 @@ from memscaler.cli.quick import convert_quickly
 COMMANDS = {
     "run": Entry("memscaler.cli.run:run", "Park quiet GPUs, wake them when a client connects."),
     "gpus": Entry("memscaler.cli.gpus:gpus", "Show the GPUs and what parking would do."),
-    "ports": Entry("memscaler.cli.ports:ports", "Show the servers that listen, their GPUs and what would be watched."),
+    "ports": Entry("memscaler.cli.ports:ports", "Show the servers that listen, their GPUs, and what is watched."),
     "restore": Entry("memscaler.cli.restore:restore", "Wake what a memscaler that is gone left parked."),
     "status": Entry("memscaler.cli.status:status", "Show what the running daemon does, and why.", "StatusCommand"),
     "top": Entry("memscaler.cli.top:top", "Watch GPUs live, and steer them by keyboard."),

@@ -133,7 +133,7 @@ class Terminal:
         ("memscaler ho", {"hold"}),
         ("memscaler --", {"--version", "--help"}),
         ("memscaler config ", {"init", "check", "show", "schema"}),
-        ("memscaler help re", {"restore", "resume", "release", "reload"}),
+        ("memscaler help re", {"report", "restore", "resume", "release", "reload"}),
         ("memscaler run --lever ", {"auto", "memory-clock", "graphics-clock", "pstate"}),
         ("memscaler run --quiet=no-c", {"no-connections"}),
         ("memscaler run --port run --log-l", {"--log-level"}),
