@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,6 +83,7 @@ def _go(made: Plan, *, dry_run: bool) -> None:
     for step in made.steps:
         show(plain(step.text))
         if not dry_run:
+            sys.stdout.flush()  # a command's own words come behind
             step.do()
     for sentence in made.notes:
         show(f"note: {plain(sentence)}")
