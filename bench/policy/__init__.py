@@ -10,10 +10,11 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.policy.policies import AUTO, GOAL, Result, judge
-from bench.policy.traces import Trace, azure, from_history, recorded, synthetic
+from bench.policy.traces import Trace, azure, daily, from_history, recorded, synthetic
 
 RATES = (4.0, 12.0, 30.0, 60.0, 300.0)
 MOST, MOST_QUICK = 1000, 500  # requests of a trace that are replayed
+OTHER_SEED = 7
 
 
 def traces(most: int, histories: tuple[Path, ...] = ()) -> Iterator[Trace]:
@@ -28,6 +29,22 @@ def traces(most: int, histories: tuple[Path, ...] = ()) -> Iterator[Trace]:
     yield from recorded(most)
     for state_dir in histories:
         yield from from_history(state_dir, most)
+
+
+def held_out(most: int) -> Iterator[Trace]:
+    """None of these was looked at while the parameters of core/adaptive.py were chosen."""
+    for name in ("conv", "code"):
+        for per_hour in (4.0, 30.0, 60.0):
+            yield azure(name, 0.5, per_hour, most, seed=OTHER_SEED, after=0.6)
+        yield azure(name, 0.1, 12.0, most, seed=OTHER_SEED)
+    yield synthetic("home (synthetic), other seed", 6, 8, 23, max(4, most // 50), seed=OTHER_SEED)
+    yield synthetic("home (synthetic), 17-23 h", 12, 17, 23, max(4, most // 100), seed=OTHER_SEED)
+
+
+def diurnal(most: int) -> Iterator[Trace]:
+    """Where the hour tells what the last gaps do not. They need some days."""
+    yield daily("10 s by day, 15% of them and the nights 60 s", 10, 60, 0.15, 4 * most)
+    yield daily("8 s by day, 60 s at night", 8, 60, 0.0, 4 * most)
 
 
 def results(*, quick: bool = False, histories: tuple[Path, ...] = ()) -> list[Result]:

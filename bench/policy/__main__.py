@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.policy import MOST, MOST_QUICK, page, results
+from bench.policy import MOST, MOST_QUICK, diurnal, held_out, page, results
+from bench.policy.policies import judge
 from bench.policy.traces import from_history
 
 
@@ -24,10 +25,13 @@ def main() -> int:
         lines = [f"{start_s - first_s:.3f},{gap_s:.3f}\n" for start_s, gap_s in trace.gaps]
         options.export.write_text("start_s,length_s\n" + "".join(lines))
         return 0
+    most = MOST_QUICK if options.quick else MOST
     found = results(quick=options.quick, histories=tuple(options.history))
-    print(page.table(found, MOST_QUICK if options.quick else MOST))
+    others = [judge(trace, timers=False) for trace in held_out(most)]
+    tables = "\n".join([page.table(found, most), page.held_out(others), page.by_hour(list(diurnal(most)))])
+    print(tables)
     if options.write_docs:
-        page.write(found, MOST_QUICK if options.quick else MOST)
+        page.write(found, tables, most)
     missed = [each.trace.name for each in found if each.within_reach and not each.met]
     if missed:
         print(f"goal missed: {', '.join(missed)}", file=sys.stderr)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.policy.traces import Trace
 from memscaler.core import adaptive
-from memscaler.core.adaptive import Limits
+from memscaler.core.adaptive import ALL, HOUR, SPELL, Limits
 from memscaler.core.costs import Costs, Outcome, offline, with_timer
 from memscaler.core.model import GpuPolicy
 from memscaler.core.replay import Replayed, idle_after, replay
@@ -22,6 +22,7 @@ CARDS = {
 TIMERS_S = {"5 s": 5.0, "10 s": 10.0, "60 s": 60.0, "Knative": 90.0, "llama-swap": 300.0}
 AUTO, BREAK_EVEN, OFFLINE = "auto", "break-even", "offline"
 GOAL, RIVAL = 0.95, "5 s"
+WAYS = {"all alike": (ALL,), "by spells too": (ALL, SPELL), "by the hour too": (ALL, SPELL, HOUR)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Result:
     """Of one trace on one card. outcomes: by policy; clairvoyant: parks in the longest gaps, once less than RIVAL.
 
     best_share: the best that one timer, chosen with hindsight, saves with fewer wakes than RIVAL.
-    hours, cpu_s: simulated by the governor, and what that took.
+    hours, gaps, cpu_s: simulated by the governor, and what that took.
     """
 
     trace: Trace
@@ -39,6 +40,7 @@ class Result:
     best_share: float
     why: str
     hours: float
+    gaps: int
     cpu_s: float
 
     def share(self, policy: str) -> float:
@@ -65,7 +67,7 @@ def judge(trace: Trace, card: str = "A40", *, timers: bool = True) -> Result:
     costs, limits = CARDS[card], Limits()
     gaps_s = [gap_s for _, gap_s in trace.gaps]
     fixed = TIMERS_S | {BREAK_EVEN: adaptive.break_even_s(costs, limits)}
-    began_s, runs = time.process_time(), 1
+    began_s, runs = time.process_time(), 1  # that of auto
     outcomes: dict[str, Outcome] = {}
     for name, idle_after_s in fixed.items():
         if timers:
@@ -87,8 +89,16 @@ def judge(trace: Trace, card: str = "A40", *, timers: bool = True) -> Result:
         best_share=best_j / outcomes[OFFLINE].saved_j,
         why=why,
         hours=runs * trace.days * 24,
+        gaps=runs * len(gaps_s),
         cpu_s=cpu_s,
     )
+
+
+def ways(trace: Trace, card: str) -> dict[str, Outcome]:
+    """What auto makes of it if gaps may be parted in some ways only; and the offline optimum."""
+    costs = CARDS[card]
+    found = {name: adaptive.replay(trace.gaps, costs, Limits(ways=mine)) for name, mine in WAYS.items()}
+    return found | {OFFLINE: offline([gap_s for _, gap_s in trace.gaps], costs)}
 
 
 def _timers(gaps_s: list[float], costs: Costs) -> list[Outcome]:

@@ -16,6 +16,7 @@ TRACES = Path(__file__).resolve().parents[1] / "traces"
 PREFILL_PER_S, DECODE_PER_S = 1000.0, 30.0  # tokens: an 8B model, 8 bits, on a card of the A40's class
 SHORTEST_S = SHORTEST_NS / 1e9
 HOUR_S, DAY_S = 3600.0, 86400.0
+DAY_BEGINS_H, DAY_ENDS_H = 9, 18
 SEED = 2026
 
 Request = tuple[float, int, int]  # arrival in seconds, tokens of the prompt, of the answer
@@ -41,13 +42,18 @@ class Trace:
         return (self.work[-1][0] - self.work[0][0]) / DAY_S
 
 
-def azure(name: str, keep: float, per_hour: float, most: int) -> Trace:
-    """A public trace. keep: the share of its requests that are kept; then it is stretched to per_hour requests."""
-    chosen = random.Random(f"{SEED} {name} {keep}")
-    kept = [request for request in _azure(name) if chosen.random() < keep][:most]
+def azure(name: str, keep: float, per_hour: float, most: int, *, seed: int = SEED, after: float = 0.0) -> Trace:
+    """A public trace. keep: the share of its requests that are kept; then it is stretched to per_hour requests.
+
+    after: the share of what is kept that is left out at the begin.
+    """
+    chosen = random.Random(f"{seed} {name} {keep}")
+    kept = [request for request in _azure(name) if chosen.random() < keep]
+    kept = kept[round(after * len(kept)) :][:most]
     span_s = kept[-1][0] - kept[0][0]
     factor = len(kept) / per_hour * HOUR_S / span_s
     how = "stretched" if keep == 1 else f"{keep:.0%} of it, stretched"
+    how = f"{how}, from {after:.0%} on" if after else how
     return _trace(f"{name}, {how}", per_hour, ((at_s * factor, ask, say) for at_s, ask, say in kept))
 
 
@@ -58,12 +64,14 @@ def _azure(name: str) -> Iterator[Request]:
                 yield float(row[0]), int(row[1]), int(row[2])
 
 
-def synthetic(name: str, sessions_a_day: float, begin_hour: int, end_hour: int, days: int) -> Trace:
+def synthetic(
+    name: str, sessions_a_day: float, begin_hour: int, end_hour: int, days: int, *, seed: int = SEED
+) -> Trace:
     """Invented: conversations that begin at random between two hours of the day, six turns in the mean.
 
     A user reads and writes for 40 s in the median (log-normal) between two turns.
     """
-    chance = random.Random(f"{SEED} {name}")
+    chance = random.Random(f"{seed} {name}")
     requests: list[Request] = []
     for day in range(days):
         at_s = day * DAY_S + begin_hour * HOUR_S
@@ -78,6 +86,20 @@ def synthetic(name: str, sessions_a_day: float, begin_hour: int, end_hour: int, 
                 turn_s += 15 + chance.lognormvariate(3.2, 0.9)
     requests.sort()
     return _trace(name, len(requests) / (days * 24), requests)
+
+
+def daily(name: str, day_s: float, night_s: float, rare: float, most: int, *, seed: int = SEED) -> Trace:
+    """Invented: gaps without memory, of day_s in the mean from 9 to 18 h, of night_s else; `rare` of those by day too.
+
+    So the last gaps tell little about the next one, and the hour tells much.
+    """
+    chance, work = random.Random(f"{seed} {name}"), [(0.0, 8.0)]
+    for _ in range(most):
+        at_s = work[-1][1]
+        by_day = DAY_BEGINS_H <= at_s % DAY_S / HOUR_S < DAY_ENDS_H and chance.random() >= rare
+        begin_s = at_s + max(SHORTEST_S, chance.expovariate(1 / (day_s if by_day else night_s)))
+        work.append((begin_s, begin_s + 8.0))
+    return Trace(name, most / (work[-1][0] / HOUR_S), tuple(work))
 
 
 def recorded(most: int) -> Iterator[Trace]:

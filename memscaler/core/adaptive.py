@@ -51,23 +51,29 @@ FADE = 0.998  # of accounts, per gap
 RATE_SHARE = 0.9  # of the limit of wakes per hour, for a plan
 PULL_GAPS = 8.0  # as if every cell had seen so many gaps of the whole
 SPELL_PULL = 0.3
+LONGEST_SPELL = 12  # as a power of two seconds: an hour and more are alike
 HOUR_S = 3600.0
 DAY_S = 86400.0
 DAY_PARTS = 8
 
+BREAK_EVEN = "break-even with the price of waiting"
 GROWTH = 2 ** (1 / HALF_LIFE_GAPS)
 LARGEST_UNIT = 2.0**20
 
-ALL, SPELL, HOUR = range(3)  # how gaps are parted
+ALL, SPELL, HOUR = WAYS = range(3)  # how gaps are parted
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an operator sets. wait_price_w: joules that a second of a user's waiting is worth."""
+    """What an operator sets. wait_price_w: joules that a second of a user's waiting is worth.
+
+    ways: in which gaps may be parted; all, but to see what one of them is worth.
+    """
 
     wait_price_w: float = 1200.0
     wakes_per_hour: float = 120.0
     min_dwell_s: float = 0.25
+    ways: tuple[int, ...] = (ALL, SPELL, HOUR)
 
     @property
     def burst(self) -> float:
@@ -112,7 +118,7 @@ class Learned:
     now: tuple[Cell, ...] = (0, 0, 0)
     cells: tuple[Mapping[Cell, Gaps], ...] = ({}, {}, {})
     plans: tuple[Plan, ...] = (Plan(), Plan(), Plan())
-    planned: int = 0
+    planned: tuple[int, ...] = (0, 0, 0)
     accounts: tuple[float, ...] = (0.0, 0.0, 0.0)
     debt: float = 0.0
     saved_j: float = 0.0
@@ -143,23 +149,30 @@ def begin(costs: Costs, limits: Limits, now_s: float = 0.0) -> Learned:
 
 def learn(known: Learned, start_s: float, gap_s: float, costs: Costs, limits: Limits) -> Learned:
     """A gap has ended. start_s: its begin, in seconds of local time since 1970."""
+    if known.parked_s > start_s:  # the clock was set back: else no park would count until it has caught up
+        known = replace(known, parked_s=start_s, left_s=start_s)
     known = _settle(known, start_s, gap_s, costs, limits)
     known = _remember(known, start_s, gap_s)
-    if known.gaps >= WARM_GAPS and known.gaps >= min(known.planned * PLAN_EVERY, known.planned + PLAN_GAPS):
-        wanted = _wanted(known, costs, limits)
-        plans = tuple(buy(cells, known.cells[ALL][0], wanted, costs) for cells in known.cells)
-        known = replace(known, plans=plans, planned=known.gaps)
+    by = min(WAYS, key=known.planned.__getitem__)  # one at a time: the loop's thread makes them
+    planned = known.planned[by]
+    if known.gaps >= WARM_GAPS and known.gaps >= min(planned * PLAN_EVERY, planned + PLAN_GAPS):
+        plan = buy(known.cells[by], known.cells[ALL][0], _wanted(known, costs, limits), costs)
+        known = replace(
+            known,
+            plans=(*known.plans[:by], plan, *known.plans[by + 1 :]),
+            planned=(*known.planned[:by], known.gaps, *known.planned[by + 1 :]),
+        )
     return decide(known, costs, limits, start_s + gap_s)
 
 
 def decide(known: Learned, costs: Costs, limits: Limits, now_s: float) -> Learned:
     """With the decision for the next gap. now_s: local time since 1970, in seconds."""
-    now = (0, min(max(math.floor(known.spell), 0), 20), int(now_s * DAY_PARTS // DAY_S) % DAY_PARTS)
+    now = (0, min(max(math.floor(known.spell), 0), LONGEST_SPELL), int(now_s * DAY_PARTS // DAY_S) % DAY_PARTS)
     floor_s = break_even_s(costs, limits)
     known = replace(known, now=now)
     idle_after_s, by = floor_s, None
-    if known.planned:
-        best = min((ALL, SPELL, HOUR), key=known.accounts.__getitem__)
+    if known.planned[ALL]:
+        best = min(limits.ways, key=known.accounts.__getitem__)
         by = best if known.accounts[best] < -PROOF_WAKES else ALL
         idle_after_s = _timer_s(known, by, costs, limits)
         by = None if idle_after_s == floor_s and not _is_bin_of(_number(known, by), floor_s) else by
@@ -210,7 +223,7 @@ def _settle(known: Learned, start_s: float, gap_s: float, costs: Costs, limits: 
 
     more_j = paid_j(decision.idle_after_s, price) - paid_j(break_even_s(costs, limits), price)
     accounts = known.accounts
-    if known.planned:
+    if known.planned[ALL]:
         wake_j = costs.switch_j + max(known.plans[ALL].worth_j, price - costs.switch_j)
         all_j = paid_j(_timer_s(known, ALL, costs, limits), wake_j)
         others = [(paid_j(_timer_s(known, by, costs, limits), wake_j) - all_j) / wake_j for by in (SPELL, HOUR)]
@@ -265,11 +278,11 @@ def why(known: Learned, limits: Limits) -> str:
     decision = known.decision
     if decision.waits:
         return f"{limits.wakes_per_hour:g} wakes an hour are used up"
-    if not known.planned:
+    if not known.planned[ALL]:
         few = {0: "nothing", 1: "one gap"}.get(known.gaps, f"{known.gaps} gaps")
-        return f"{few} known yet, break-even"
+        return f"{few} known yet, {BREAK_EVEN}"
     if decision.by is None:
-        return "gaps are not what they were, break-even"
+        return f"gaps are not what they were, {BREAK_EVEN}"
     gaps = known.cells[decision.by].get(known.now[decision.by], known.cells[ALL][0])
     whose = ("", "now ", "at this hour ")[decision.by]
     typical_s = gaps.median_s(decision.idle_after_s)

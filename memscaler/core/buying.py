@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import itemgetter
 
 from memscaler.core.costs import Costs
 
@@ -87,15 +89,8 @@ class Wanted:
     pull: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """A step to a shorter idle time: so many wakes more for so many joules."""
-
-    cell: Cell
-    of: int
-    to: int
-    wakes: float
-    joules: float
+Offer = tuple[float, Cell, int, int]  # joules per wake, of a cell, from one timer to a shorter one
+Offered = tuple[list[float], list[float], float]  # wakes and joules saved by timer, and what could be saved
 
 
 def buy(cells: Mapping[Cell, Gaps], whole: Gaps, wanted: Wanted, costs: Costs) -> Plan:
@@ -107,30 +102,30 @@ def buy(cells: Mapping[Cell, Gaps], whole: Gaps, wanted: Wanted, costs: Costs) -
     joules = sum(offered[cell][1][timer] for cell, timer in timers.items())
     enough_j = wanted.share * sum(possible_j for _, _, possible_j in offered.values())
     worth_j = wanted.waiting_j
-    offers = [
-        offer for cell, timer in timers.items() for offer in _hull(cell, timer, offered[cell][0], offered[cell][1])
-    ]
-    for offer in sorted(offers, key=lambda each: -each.joules / each.wakes):
-        if joules >= enough_j or offer.joules < wanted.waiting_j * offer.wakes:
+    offers = [offer for cell, timer in timers.items() for offer in _hull(cell, timer, *offered[cell][:2])]
+    for each_j, cell, of, until in sorted(offers, key=itemgetter(0), reverse=True):
+        if joules >= enough_j or each_j < wanted.waiting_j:
             break
-        mine, saved, _ = offered[offer.cell]
-        to = _as_far_as(offer, mine, saved, wanted.most_wakes - wakes, enough_j - joules)
-        timers[offer.cell] = to
-        wakes, joules = wakes + mine[to] - mine[offer.of], joules + saved[to] - saved[offer.of]
-        worth_j = offer.joules / offer.wakes
-        if to != offer.to:
+        mine, saved, _ = offered[cell]
+        to = _as_far_as(of, until, mine, saved, wanted.most_wakes - wakes, enough_j - joules)
+        timers[cell] = to
+        wakes, joules = wakes + mine[to] - mine[of], joules + saved[to] - saved[of]
+        worth_j = each_j
+        if to != until:
             break
     return Plan(timers, worth_j)
 
 
-def _as_far_as(offer: _Offer, wakes: Sequence[float], saved: Sequence[float], most: float, enough_j: float) -> int:
+def _as_far_as(  # all that it depends on
+    of: int, until: int, wakes: Sequence[float], saved: Sequence[float], most: float, enough_j: float
+) -> int:
     """The timer within an offer at which enough is saved, or the last one that does not make too many wakes."""
-    to = offer.of
-    for number in range(offer.of - 1, offer.to - 1, -1):
-        if wakes[number] - wakes[offer.of] > most:
+    to = of
+    for number in range(of - 1, until - 1, -1):
+        if wakes[number] - wakes[of] > most:
             break
         to = number
-        if saved[number] - saved[offer.of] >= enough_j:
+        if saved[number] - saved[of] >= enough_j:
             break
     return to
 
@@ -138,36 +133,41 @@ def _as_far_as(offer: _Offer, wakes: Sequence[float], saved: Sequence[float], mo
 def _long_timer(wakes: Sequence[float], saved: Sequence[float], wanted: Wanted) -> int:
     """From the break-even timer on the one that would have cost least, a user's waiting included."""
     floor, waiting_j = bisect_right(EDGES_S, wanted.break_even_s) - 1, wanted.waiting_j
-    return max(range(floor, LAST_TIMER + 1), key=lambda number: saved[number] - waiting_j * wakes[number])
+    worth_j = [saved[number] - waiting_j * wakes[number] for number in range(floor, LAST_TIMER + 1)]
+    return floor + worth_j.index(max(worth_j))
 
 
-def _offered(gaps: Gaps, whole: Gaps, pull: float, costs: Costs) -> tuple[list[float], list[float], float]:
-    """For every timer the wakes it makes and the joules it saves, and what could be saved, of a cell's gaps.
+def _offered(gaps: Gaps, whole: Gaps, pull: float, costs: Costs) -> Offered:
+    """What the timers make of a cell's gaps. pull: so many gaps of the whole are mixed in; the weight stays.
 
-    pull: so many gaps of the whole are mixed in; their weight stays what it was.
+    Lists without a function call in between: all plans are made on the loop's thread.
     """
-    mine = gaps.weight / (gaps.weight + pull)
-    other = mine * pull / whole.weight
-    wakes, saved = [0.0] * BINS, [0.0] * BINS
-    total = total_s = possible_j = 0.0
-    for number in range(BINS - 1, -1, -1):
-        count = mine * gaps.counts[number] + other * whole.counts[number]
-        sum_s = mine * gaps.sums_s[number] + other * whole.sums_s[number]
-        total, total_s = total + count, total_s + sum_s
-        wakes[number] = total
-        saved[number] = costs.spared_w * (total_s - EDGES_S[number] * total) - costs.switch_j * total
-        possible_j += max(0.0, costs.spared_w * sum_s - costs.switch_j * count)
-    return wakes, saved, possible_j
+    spared_w, switch_j = costs.spared_w, costs.switch_j
+    counts: Sequence[float] = gaps.counts
+    sums_s: Sequence[float] = gaps.sums_s
+    if pull:
+        mine = gaps.weight / (gaps.weight + pull)
+        other = mine * pull / whole.weight
+        counts = [mine * few + other * many for few, many in zip(counts, whole.counts, strict=True)]
+        sums_s = [mine * few + other * many for few, many in zip(sums_s, whole.sums_s, strict=True)]
+    wakes, totals_s = list(accumulate(reversed(counts))), list(accumulate(reversed(sums_s)))
+    wakes.reverse()
+    totals_s.reverse()
+    saved = [
+        spared_w * total_s - (spared_w * edge_s + switch_j) * total
+        for total_s, edge_s, total in zip(totals_s, EDGES_S, wakes, strict=True)
+    ]
+    possible = [spared_w * sum_s - switch_j * count for sum_s, count in zip(sums_s, counts, strict=True)]
+    return wakes, saved, sum(more_j for more_j in possible if more_j > 0)
 
 
-def _hull(cell: Cell, timer: int, wakes: Sequence[float], saved: Sequence[float]) -> list[_Offer]:
+def _hull(cell: Cell, timer: int, wakes: Sequence[float], saved: Sequence[float]) -> list[Offer]:
     """Steps from a timer to shorter ones, each worth less per wake than the one before."""
-    offers: list[_Offer] = []
+    steps: list[tuple[float, float, int, int]] = []  # joules, wakes, from, to
     for number in range(timer - 1, FIRST_TIMER - 1, -1):
-        of = number + 1
-        offer = _Offer(cell, of, number, wakes[number] - wakes[of], saved[number] - saved[of])
-        while offers and offer.joules * offers[-1].wakes >= offers[-1].joules * offer.wakes:
-            last = offers.pop()
-            offer = _Offer(cell, last.of, number, last.wakes + offer.wakes, last.joules + offer.joules)
-        offers.append(offer)
-    return [offer for offer in offers if offer.wakes > 0]
+        of, joules, more = number + 1, saved[number] - saved[number + 1], wakes[number] - wakes[number + 1]
+        while steps and joules * steps[-1][1] >= steps[-1][0] * more:
+            last_j, last, of, _ = steps.pop()
+            joules, more = joules + last_j, more + last
+        steps.append((joules, more, of, number))
+    return [(joules / more, cell, of, to) for joules, more, of, to in steps if more > 0]

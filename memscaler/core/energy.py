@@ -11,9 +11,9 @@ GPU works again, and a line between the two would book that work to the park.
 
 The saving has a stated baseline: the watts of this GPU while quiet with its clocks up. `baseline_source` says whence:
 
-    BEFORE      just before the park: the median (of two the lower one) of the last BASELINE_READINGS readings with
-                utilisation 0 that come CALM_NS or more after `cooling` began: many cards report a one-second average,
-                in which the work before still shows
+    BEFORE      just before the park: the median (of two the lower one) of the last BASELINE_READINGS readings while
+                `cooling`, with utilisation 0, and CALM_NS or more after whatever any client did (touches too), a
+                reading under load and the last park: many cards report a one-second average, in which that still shows
     EARLIER     a park without such a reading: the same of the last park that had one
     CALIBRATED  there was none yet: what `memscaler calibrate` has measured on this GPU
 
@@ -53,8 +53,9 @@ class Account:
 
     energy_j is None until an interval is known, `source` is "" likewise.
     unsampled_ns: time per state since the last reading, whose energy is not known yet.
-    candidates_w: the last readings that may become the baseline. baseline_w: of the last park; baseline_source: whence
-    it is, "" without one. earlier_w: the last one that was read before a park. calibrated_w: as was measured.
+    calm_ns: from then on a reading may become the baseline; candidates: the last that may, as (time, watts).
+    baseline_w: of the last park; baseline_source: whence it is, "" without one. earlier_w: the last one that was read
+    before a park. calibrated_w: as was measured.
     park_saved_j: saving of the last park; finished_saved_j: of those before, each at least 0.
     """
 
@@ -74,7 +75,8 @@ class Account:
     saved_j: float = 0.0
     last: GpuReading | None = None
     unsampled_ns: Mapping[str, int] = field(default_factory=_no_time)
-    candidates_w: tuple[float, ...] = ()
+    calm_ns: int = 0
+    candidates: tuple[tuple[int, float], ...] = ()
     park_saved_j: float = 0.0
     finished_saved_j: float = 0.0
 
@@ -99,23 +101,26 @@ def calibrate(account: Account, awake_w: float | None) -> Account:
     return replace(account, calibrated_w=_sane(awake_w))
 
 
-def observe_state(account: Account, state: Public, now_ns: int) -> Account:
-    """The account after the GPU's state was `state` at `now_ns`; the same state again brings the seconds up to date."""
+def observe_state(account: Account, state: Public, now_ns: int, heard_ns: int = 0) -> Account:
+    """The account after the GPU's state was `state` at `now_ns`; the same state again brings the seconds up to date.
+
+    heard_ns: when a client did something last, as far as is known: it may have come and gone while the GPU cooled.
+    """
     account = _pass_time(account, now_ns)
     if state is account.state:
         return account
     if account.state is Public.PARKED:
-        account = _hold_power(account)
+        account = replace(_hold_power(account), calm_ns=account.at_ns + CALM_NS)
     account = replace(account, since_ns=account.at_ns)
     if state is Public.PARKED:
-        account = _with_baseline(account)
+        account = _with_baseline(account, heard_ns + CALM_NS)
         return replace(
             account,
             state=state,
             park_saved_j=0.0,
             finished_saved_j=account.finished_saved_j + max(0.0, account.park_saved_j),
         )
-    return replace(account, state=state, candidates_w=())
+    return replace(account, state=state, candidates=())
 
 
 def observe_reading(account: Account, reading: GpuReading) -> Account:
@@ -126,10 +131,12 @@ def observe_reading(account: Account, reading: GpuReading) -> Account:
     reading = replace(reading, at_ns=account.at_ns)
     account = _settle(account, reading)
     power_w = _sane(reading.power_w)
-    calm = account.state is Public.COOLING and account.at_ns - account.since_ns >= CALM_NS
+    if reading.utilization_ratio:
+        account = replace(account, calm_ns=account.at_ns + CALM_NS)
+    calm = account.state is Public.COOLING and account.at_ns >= account.calm_ns
     if calm and reading.utilization_ratio == 0 and power_w is not None:
-        candidates_w = (*account.candidates_w, power_w)[-BASELINE_READINGS:]
-        account = replace(account, candidates_w=candidates_w)
+        candidates = (*account.candidates, (account.at_ns, power_w))[-BASELINE_READINGS:]
+        account = replace(account, candidates=candidates)
     return replace(account, last=reading, unsampled_ns=_no_time())
 
 
@@ -139,9 +146,10 @@ def parked_w(account: Account) -> float | None:
     return account.state_energy_j[Public.PARKED] / parked_s if parked_s >= LONG_ENOUGH_S else None
 
 
-def _with_baseline(account: Account) -> Account:
-    """For the park that begins now."""
-    before_w = _median_low(account.candidates_w) if account.state is Public.COOLING else None
+def _with_baseline(account: Account, calm_ns: int) -> Account:
+    """For the park that begins now. calm_ns: an earlier reading may show work."""
+    calm_w = tuple(power_w for at_ns, power_w in account.candidates if at_ns >= calm_ns)
+    before_w = _median_low(calm_w) if account.state is Public.COOLING else None
     if before_w is not None:
         return replace(account, baseline_w=before_w, baseline_source=BEFORE, earlier_w=before_w)
     if account.earlier_w is not None:

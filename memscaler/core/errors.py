@@ -42,6 +42,16 @@ class DaemonRunning(MemscalerError):
         self.pid = pid
 
 
+class Calibrating(MemscalerError):
+    """`memscaler calibrate` parks and wakes GPUs, beside nobody; `pid` is its process."""
+
+    hint = "try again when it has ended"
+
+    def __init__(self, pid: str) -> None:
+        super().__init__(f"GPUs are being calibrated (pid {pid})")
+        self.pid = pid
+
+
 class DaemonNotRunning(MemscalerError):
     """Nobody answers at the control socket."""
 

@@ -171,13 +171,11 @@ def with_trust(state: GovernorState, uuid: str, why_not: str, now_ns: int) -> Go
     gpu = state.gpus[uuid]
     if why_not:
         due_ns = 0 if gpu.phase is Phase.UNMANAGED else gpu.due_ns
-        gpu = replace(gpu, distrust=why_not, trusted_again_ns=0, due_ns=due_ns)
+        gpu = gpu.but(distrust=why_not, trusted_again_ns=0, due_ns=due_ns)
         if gpu.phase in (Phase.AWAKE, Phase.COOLING, Phase.ARMING):
-            gpu = replace(gpu, phase=Phase.UNMANAGED, since_ns=now_ns, due_ns=0, asked=False)
+            gpu = gpu.but(phase=Phase.UNMANAGED, since_ns=now_ns, due_ns=0, asked=False)
     elif gpu.phase is Phase.UNMANAGED:
-        gpu = replace(
-            gpu, distrust="", trusted_again_ns=0, phase=Phase.AWAKE, since_ns=now_ns, due_ns=now_ns, alarmed=""
-        )
+        gpu = gpu.but(distrust="", trusted_again_ns=0, phase=Phase.AWAKE, since_ns=now_ns, due_ns=now_ns, alarmed="")
     return replace(state, gpus={**state.gpus, uuid: gpu})
 
 
@@ -306,13 +304,13 @@ class _Governed:
         if self.gpu.phase is Phase.ARMING:
             due_ns = self.now_ns + self.mine.idle_after_ns
             return self.enter(Phase.COOLING, quiet_floor_ns=self.now_ns, due_ns=due_ns), ()
-        return replace(self.gpu, quiet_floor_ns=self.now_ns), ()
+        return self.gpu.but(quiet_floor_ns=self.now_ns), ()
 
     def hold(self, lease: Hold | Unhold) -> Answer:
         expires_ns = lease.expires_ns if isinstance(lease, Hold) else 0
         holds = self.unexpired({**self.gpu.holds, lease.owner: expires_ns})
         changed = holds != self.gpu.holds
-        self.gpu = replace(self.gpu, holds=holds, hurried_ns=0 if holds else self.gpu.hurried_ns)
+        self.gpu = self.gpu.but(holds=holds, hurried_ns=0 if holds else self.gpu.hurried_ns)
         if self.gpu.phase in DOWN and holds:
             return self.wake("hold")
         if self.gpu.phase in (Phase.ARMING, Phase.AWAKE, Phase.COOLING) and changed:
@@ -322,10 +320,10 @@ class _Governed:
     def park_now(self) -> Answer:
         if self.gpu.phase not in (Phase.AWAKE, Phase.COOLING) or self.unexpired(self.gpu.holds):
             return self.nothing()
-        return replace(self.gpu, hurried_ns=self.now_ns, due_ns=self.now_ns), ()
+        return self.gpu.but(hurried_ns=self.now_ns, due_ns=self.now_ns), ()
 
     def stop(self) -> Answer:
-        self.gpu = replace(self.gpu, stopping=True)
+        self.gpu = self.gpu.but(stopping=True)
         return self.wake("stop") if self.gpu.touched else (self.enter(Phase.STOPPED), ())
 
     # ---- what follows ---------------------------------------------------------------------------------------------
@@ -337,7 +335,7 @@ class _Governed:
         """The state after a change of phase; `due_ns` is 0 unless given, `since_ns` stays if the phase does."""
         since_ns = self.gpu.since_ns if phase is self.gpu.phase else self.now_ns
         changed = {"phase": phase, "since_ns": since_ns, "due_ns": 0, "asked": False, **changes}
-        return replace(self.gpu, **changed)  # type: ignore[arg-type]  # names are checked by replace
+        return self.gpu.but(**changed)
 
     def disturbed(self, readings: Mapping[int, Reading]) -> bool:
         """Live connections, a doorbell that rang, a watch that could not be read, or none left."""
@@ -388,12 +386,13 @@ class _Governed:
     def rest(self, readings: Mapping[int, Reading]) -> Answer:
         """Awake or cooling, as the counters say; arms once when the time has come."""
         holds = self.unexpired(self.gpu.holds)
-        self.gpu = replace(self.gpu, holds=holds)
+        if holds != self.gpu.holds:
+            self.gpu = self.gpu.but(holds=holds)
         if self.live(readings):
             due_ns = min([self.look_again_ns(), *holds.values()])
             return self.enter(Phase.AWAKE, due_ns=due_ns, hurried_ns=0), ()
-        if self.last_seen_ns(readings) >= self.gpu.hurried_ns:
-            self.gpu = replace(self.gpu, hurried_ns=0)
+        if self.gpu.hurried_ns and self.last_seen_ns(readings) >= self.gpu.hurried_ns:
+            self.gpu = self.gpu.but(hurried_ns=0)
         ready_ns = self.ready_ns(readings)
         if self.now_ns < ready_ns:
             return self.enter(Phase.COOLING, since_ns=self.quiet_since_ns(readings), due_ns=ready_ns), ()
@@ -419,12 +418,14 @@ class _Governed:
         work until now.
         """
         retries = self.gpu.retries if self.gpu.distrust else 0  # the next wake may be in vain again
-        now_ns = self.now_ns
-        self.gpu = replace(self.gpu, touched=False, retries=retries)
-        if not (self.gpu.for_client and self.mine.touch_cooldown_ns):
-            self.gpu = replace(self.gpu, quiet_floor_ns=now_ns)
-        if not self.gpu.answered:
-            self.gpu = replace(self.gpu, parked_at_ns=now_ns, answered=True)
+        now_ns, before = self.now_ns, self.gpu
+        self.gpu = before.but(
+            touched=False,
+            retries=retries,
+            quiet_floor_ns=before.quiet_floor_ns if before.for_client and self.mine.touch_cooldown_ns else now_ns,
+            parked_at_ns=before.parked_at_ns if before.answered else now_ns,
+            answered=True,
+        )
         if self.gpu.stopping:
             return self.enter(Phase.STOPPED), ()
         if self.gpu.distrust:
@@ -445,7 +446,7 @@ class _Governed:
     def in_vain(self, result: LeverResult) -> Answer:
         """A wake was reported done, but the clocks stay down: the first time ask again at once, then after pauses."""
         if self.gpu.phase is not Phase.WAKING and not self.gpu.retries:
-            self.gpu = replace(self.gpu, retries=1)
+            self.gpu = self.gpu.but(retries=1)
             self.distrust(_reason(result))
             return self.wake(_reason(result), *self.alarm(_reason(result)))
         if self.gpu.phase is not Phase.WAKING or result.seq == self.gpu.seq:
@@ -457,13 +458,13 @@ class _Governed:
     def park_answered(self, result: LeverResult) -> Answer:
         match result.outcome:
             case Outcome.APPLIED | Outcome.VERIFIED if self.gpu.phase is Phase.PARKED:
-                return replace(self.gpu, failures=0) if result.outcome is Outcome.VERIFIED else self.gpu, ()
+                return self.gpu.but(failures=0) if result.outcome is Outcome.VERIFIED else self.gpu, ()
             case Outcome.APPLIED | Outcome.VERIFIED:
                 self.gpu = self.enter(Phase.PARKED, parked_at_ns=self.now_ns, answered=True)
                 return self.look()
             case Outcome.BUSY | Outcome.NOTHING_TO_GAIN if self.gpu.phase is Phase.PARKING:
                 due_ns = self.now_ns + self.mine.idle_after_ns
-                self.gpu = replace(self.gpu, touched=False, answered=True, quiet_floor_ns=self.now_ns)
+                self.gpu = self.gpu.but(touched=False, answered=True, quiet_floor_ns=self.now_ns)
                 return self.enter(Phase.COOLING, due_ns=due_ns), ()
             case Outcome.NEXT_LEVER:
                 return self.wake(_reason(result))
@@ -475,7 +476,7 @@ class _Governed:
 
     def distrust(self, reason: str) -> None:
         """Not to be parked again."""
-        self.gpu = replace(self.gpu, distrust=self.gpu.distrust or reason, trusted_again_ns=0)
+        self.gpu = self.gpu.but(distrust=self.gpu.distrust or reason, trusted_again_ns=0)
 
     def quarantine(self, reason: str) -> None:
         """Not to be parked for a while."""
@@ -484,7 +485,7 @@ class _Governed:
         failures = self.gpu.failures + 1
         pause_ns = min(self.mine.retry_after_ns << min(failures - 1, 30), LONGEST_QUARANTINE_NS)
         until_ns = self.now_ns + pause_ns
-        self.gpu = replace(self.gpu, distrust=reason, trusted_again_ns=until_ns, failures=failures)
+        self.gpu = self.gpu.but(distrust=reason, trusted_again_ns=until_ns, failures=failures)
 
     def retry(self) -> Answer:
         """A pause is over: that between two wakes, or a quarantine."""
@@ -493,14 +494,14 @@ class _Governed:
         return self.trust_again()
 
     def trust_again(self) -> Answer:
-        self.gpu = replace(self.gpu, distrust="", trusted_again_ns=0, retries=0, quiet_floor_ns=self.now_ns)
+        self.gpu = self.gpu.but(distrust="", trusted_again_ns=0, retries=0, quiet_floor_ns=self.now_ns)
         return self.enter(Phase.AWAKE, due_ns=self.now_ns, alarmed=""), ()
 
     def alarm(self, reason: str) -> tuple[Action, ...]:
         """Once: an operator who has been told need not be told again by every retry."""
         if reason == self.gpu.alarmed:
             return ()
-        self.gpu = replace(self.gpu, alarmed=reason)
+        self.gpu = self.gpu.but(alarmed=reason)
         return (Alarm(self.uuid, reason),)
 
 

@@ -7,8 +7,9 @@ bpf_ktime_get_ns, so that kernel and user space compare them without conversion.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 
 SECOND_NS = 1_000_000_000
 FOR_EVER_NS = 2**62  # a time that does not come: of a hold without an end
@@ -270,6 +271,14 @@ class GpuState:
     retries: int = 0
     stopping: bool = False
     holds: Mapping[str, int] = field(default_factory=dict)
+
+    def but(self, **changes: object) -> GpuState:
+        """With other values. In half the time of dataclasses.replace: every step of the governor makes some."""
+        return GpuState(**{**dict(zip(_NAMES, _VALUES(self), strict=True)), **changes})
+
+
+_NAMES = tuple(each.name for each in fields(GpuState))
+_VALUES = attrgetter(*_NAMES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from memscaler.core.model import (
     Look,
     Observation,
     Park,
+    Phase,
     Policy,
     Reading,
     Surveyed,
@@ -81,7 +82,7 @@ class _Run:
             self._pass(begin_ns)
             gap = self._quiet_ns, begin_ns - self._quiet_ns
             self._gaps, self._quiet_s = self._gaps + 1, self._quiet_s + gap[1] / SECOND_NS
-        self._reading = replace(self._reading, live=1, armed=False)
+        self._reading = Reading(1, self._reading.last_activity_ns)
         self._tell(Counters({SLOT: self._reading}), begin_ns)
         if gap is not None and self._decide is not None:
             mine = self._decide(gap[0] / SECOND_NS, gap[1] / SECOND_NS)
@@ -89,7 +90,7 @@ class _Run:
                 self._policy = replace(self._policy, gpus={GPU: mine})
                 self._tell(Counters({SLOT: self._reading}), begin_ns)
         self._pass(end_ns)
-        self._reading = replace(self._reading, live=0, last_activity_ns=end_ns)
+        self._reading = Reading(0, end_ns)
         self._quiet_ns = end_ns
 
     def told(self) -> Replayed:
@@ -112,9 +113,18 @@ class _Run:
                 return
             if verify_ns <= self._deadline_ns:
                 self._verify_ns = 0
-                self._tell(LeverResult(GPU, self._gpu.seq, Answered.VERIFIED), verify_ns)
+                if self._gpu.failures:  # else it is no news
+                    self._tell(LeverResult(GPU, self._gpu.seq, Answered.VERIFIED), verify_ns)
             else:
+                self._deadline_ns += self._alike_ns(until_ns)
                 self._tell(Counters({SLOT: self._reading}), self._deadline_ns)
+
+    def _alike_ns(self, until_ns: int) -> int:
+        """Looks at work that goes on only put off the next one by the idle time: the last of them does for all."""
+        if not self._reading.live or self._gpu.phase is not Phase.AWAKE:
+            return 0
+        every_ns = self._policy.gpus[GPU].idle_after_ns
+        return (until_ns - 1 - self._deadline_ns) // every_ns * every_ns
 
     def _tell(self, seen: Observation, now_ns: int) -> None:
         told = [seen]
@@ -129,7 +139,7 @@ class _Run:
     def _do(self, action: Action, now_ns: int) -> list[Observation]:
         match action:
             case Arm(_, seq):
-                self._reading = replace(self._reading, armed=True)
+                self._reading = Reading(self._reading.live, self._reading.last_activity_ns, armed=True)
                 return [Surveyed(GPU, seq, {SLOT: self._reading})]
             case Look(_, seq):
                 return [Surveyed(GPU, seq, {SLOT: self._reading})]

@@ -1,7 +1,8 @@
 """Sums over what was recorded of a GPU: by day and in all, how fast its wakes were, how sure the saving is. Pure.
 
 The records come hour by hour and park by park. An hour belongs to the day in which it begins. Time of a day of which
-there is no record (no daemon ran) is `unrecorded_s`: it is unknown, not zero.
+there is no record (no daemon ran) is unknown, not zero: `unrecorded_s` between the first and the last record of a GPU,
+`outside_s` before and after them.
 
 How sure the saving is: it is `baseline_w * parked seconds - energy while parked`, so it is as wrong as the
 baseline and the card's power sensor are.
@@ -15,13 +16,17 @@ Nothing is taken off for errors that cancel out each other from park to park: a 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from memscaler.core.costs import ASSUMED, Costs
+from memscaler.core.governor import CONNECTION, LEDGER
 from memscaler.core.model import Public
 
+CLIENTS = frozenset({CONNECTION, LEDGER})
+"""Reasons of the ends of parks that are wakes for a client. The others: holds, a daemon that ends, and the like."""
 SENSOR_RATIO = 0.05
 """What NVIDIA documents for Fermi and Kepler (nvmlDeviceGetPowerUsage); it documents nothing for newer cards."""
 OBSERVED_S = 60.0  # less time in a state says little about its watts
@@ -61,6 +66,8 @@ class ParkRecord(Protocol):
     @property
     def idle_s(self) -> float | None: ...
     @property
+    def reason(self) -> str: ...
+    @property
     def latency_s(self) -> float | None: ...
     @property
     def baseline_w(self) -> float | None: ...
@@ -86,7 +93,10 @@ def _zeros() -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of some time. energy_j None: nothing is known. unknown_s: recorded time of which the energy is not known."""
+    """Of some time. energy_j None: nothing is known. unknown_s: recorded time of which the energy is not known.
+
+    wakes: for clients. outside_s: before the first and after the last record.
+    """
 
     energy_j: float | None = None
     saved_j: float = 0.0
@@ -96,6 +106,7 @@ class Sums:
     unrecorded_s: float = 0.0
     parks: int = 0
     wakes: int = 0
+    outside_s: float = 0.0
 
     @property
     def recorded_s(self) -> float:
@@ -115,18 +126,19 @@ class Sums:
 
 def add(parts: Iterable[Sums | HourRecord]) -> Sums:
     """All of them together."""
-    energy_j, saved_j, unknown_s, unrecorded_s, parks, wakes = None, 0.0, 0.0, 0.0, 0, 0
+    energy_j, saved_j, unknown_s, unrecorded_s, outside_s, parks, wakes = None, 0.0, 0.0, 0.0, 0.0, 0, 0
     state_s, state_energy_j = dict(_zeros()), dict(_zeros())
     for part in parts:
         if part.energy_j is not None:
             energy_j = (energy_j or 0.0) + part.energy_j
         saved_j, unknown_s = saved_j + part.saved_j, unknown_s + part.unknown_s
         unrecorded_s += getattr(part, "unrecorded_s", 0.0)
+        outside_s += getattr(part, "outside_s", 0.0)
         parks, wakes = parks + part.parks, wakes + part.wakes
         for state in state_s:
             state_s[state] += part.state_s.get(state, 0.0)
             state_energy_j[state] += part.state_energy_j.get(state, 0.0)
-    return Sums(energy_j, saved_j, state_s, state_energy_j, unknown_s, unrecorded_s, parks, wakes)
+    return Sums(energy_j, saved_j, state_s, state_energy_j, unknown_s, unrecorded_s, parks, wakes, outside_s)
 
 
 def per_day(hours: Iterable[HourRecord], days: Sequence[Day], known_from_s: float, known_to_s: float) -> list[Sums]:
@@ -140,9 +152,11 @@ def per_day(hours: Iterable[HourRecord], days: Sequence[Day], known_from_s: floa
     found = []
     for day, theirs in zip(days, within, strict=True):
         sums = add(theirs)
-        expected_s = min(_next_hour(day.end_unix_s), known_to_s) - max(_next_hour(day.start_unix_s), known_from_s)
+        start_s, end_s = _next_hour(day.start_unix_s), min(_next_hour(day.end_unix_s), days[-1].end_unix_s)
+        expected_s = min(end_s, known_to_s) - max(start_s, known_from_s)
         missing_s = max(0.0, expected_s - sums.recorded_s)
-        found.append(add([sums, Sums(unrecorded_s=missing_s)]))
+        outside_s = max(0.0, end_s - start_s - sums.recorded_s - missing_s)
+        found.append(add([sums, Sums(unrecorded_s=missing_s, outside_s=outside_s)]))
     return found
 
 
@@ -152,6 +166,12 @@ def _next_hour(unix_s: float) -> float:
 
 
 # ---- wakes --------------------------------------------------------------------------------------------------------
+
+
+def other_ends(parks: Iterable[ParkRecord]) -> Mapping[str, int]:
+    """Reason -> how many parks it ended, for what was no wake for a client; the most frequent first."""
+    reasons = Counter(park.reason for park in parks if park.until_unix_s is not None and park.reason not in CLIENTS)
+    return dict(reasons.most_common())
 
 
 @dataclass(frozen=True, slots=True)

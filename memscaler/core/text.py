@@ -12,6 +12,15 @@ def energy(joules: float) -> str:
     return f"{hours:.1f} Wh" if hours < WH_PER_KWH else f"{hours / WH_PER_KWH:.2f} kWh"
 
 
+def fine_energy(joules: float) -> str:
+    """The same, with more digits of little: "0.42 Wh", "0.025 Wh"."""
+    hours = joules / JOULES_PER_WH
+    for below, digits in ((0.0005, 1), (0.0995, 3), (0.995, 2)):
+        if 0 <= hours < below:
+            return f"{hours:.{digits}f} Wh"
+    return energy(joules)
+
+
 def idle_time(seconds: float) -> str:
     """In two digits: "4.8 s", "11 min", "1.5 h"."""
     for unit, size_s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):

@@ -1,7 +1,8 @@
 """What other idle times would have made of the gaps that were recorded, and whether another one is worth it. Pure.
 
 All rows come from the same model (core/costs.py) and the same gaps, also that of the idle time that was used; so they
-can be compared with each other. What really was stands beside them: it differs by holds, failed parks, touches.
+can be compared with each other. What really was stands beside them: it differs by holds, failed parks, touches, and the
+quiet before the first work and after the last, which is in no gap. So it has no share of what was possible in the gaps.
 
 Advice needs ENOUGH_S of records and ENOUGH_GAPS gaps, and watts that are not assumed.
 """
@@ -98,7 +99,7 @@ def what_if(
     rows = (*timers, *([] if auto is None else [row(auto, None, AUTO)]))
     used = next((each for each in timers if each.idle_s == used_s), None)
     advice = _advise(rows, used, best, costs, recorded_s)
-    return WhatIf(costs, recorded_s, len(gaps), rows, used, row(best), row(was), advice)
+    return WhatIf(costs, recorded_s, len(gaps), rows, used, row(best), Row(None, was, days, None), advice)
 
 
 def _advise(rows: Sequence[Row], used: Row | None, best: Outcome, costs: Costs, recorded_s: float) -> Advice:

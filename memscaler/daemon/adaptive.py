@@ -7,9 +7,8 @@ the GPU works again anyway.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
@@ -18,12 +17,7 @@ from memscaler.core import adaptive
 from memscaler.core.adaptive import Learned, Limits
 from memscaler.core.calibration import Calibration
 from memscaler.core.costs import ASSUMED, Costs
-from memscaler.core.errors import MemscalerError
 from memscaler.core.gaps import Gap
-from memscaler.history.reader import open_history
-
-MOST_GAPS = 4000  # of all GPUs, that are recalled at the start
-FEWEST_GAPS = 200  # of one
 
 Watts = Callable[[str], tuple[float | None, float | None]]
 log = structlog.get_logger()
@@ -44,8 +38,9 @@ class Adaptive:
         """A GPU that goes by it has another idle time or dwell than before, until somebody has taken notice."""
 
     def calibrated(self, known: Mapping[str, Calibration]) -> None:
-        """What parking costs, as it was measured; in force from the next gap on."""
+        """What parking costs, as it was measured; in force at once."""
         self._calibrations = known
+        self._decide()
 
     def govern(self, settings: Mapping[str, GpuSettings]) -> None:
         """What the GPUs go by now. What was learned of those that stay is kept."""
@@ -53,23 +48,23 @@ class Adaptive:
         self._learned = {uuid: known for uuid, known in self._learned.items() if uuid in settings}
         for uuid, mine in settings.items():
             if uuid not in self._learned:
-                self._learned[uuid] = adaptive.begin(self._costs(uuid), _limits(mine), _local_s(time.time()))
+                self._learned[uuid] = adaptive.begin(self._costs(uuid), limits(mine), _local_s(time.time()))
+        self._decide()
 
-    def recall(self, state_dir: Path) -> None:
-        """The gaps of the history. Without one, or with one that cannot be read, nothing is known yet."""
-        most = max(FEWEST_GAPS, MOST_GAPS // max(1, len(self._settings)))
-        found: dict[str, int] = {}
-        try:
-            with open_history(state_dir) as history:
-                for uuid in self._settings:
-                    gaps = history.gaps(uuid, most=most)
-                    found[uuid] = len(gaps)
-                    for start_unix_s, gap_s in gaps:
-                        self._learn(uuid, _local_s(start_unix_s), gap_s)
-        except MemscalerError as error:
-            log.info("gaps.unknown", why=str(error))
-        if any(found.values()):
-            log.info("gaps.recalled", gaps=found)
+    def unknown(self, settings: Mapping[str, GpuSettings]) -> Mapping[str, GpuSettings]:
+        """Those of these GPUs of which nothing is known here. May be called by any thread."""
+        return {uuid: mine for uuid, mine in settings.items() if uuid not in self._learned}
+
+    def recall(self, gaps: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """Those of earlier runs: (start in seconds since 1970, length in seconds). Takes long; see `remember`."""
+        self.remember(learned(gaps, self._settings, self._calibrations))
+
+    def remember(self, known: Mapping[str, Learned]) -> None:
+        """What was learned by `learned`, of GPUs that are governed and have learned less since."""
+        for uuid, mine in known.items():
+            if uuid in self._learned and mine.gaps > self._learned[uuid].gaps:
+                rules, now_s = limits(self._settings[uuid]), _local_s(time.time())
+                self._learned[uuid] = adaptive.decide(mine, self._costs(uuid), rules, now_s)
 
     def gap(self, gap: Gap) -> None:
         """It has ended."""
@@ -95,15 +90,22 @@ class Adaptive:
         mine, known = self._settings.get(uuid), self._learned.get(uuid)
         if mine is None or known is None or mine.idle_after_s:
             return ""
-        return adaptive.why(known, _limits(mine))
+        return adaptive.why(known, limits(mine))
+
+    def _decide(self) -> None:
+        """Anew, with the costs and limits of now."""
+        now_s = _local_s(time.time())
+        for uuid, mine in self._learned.items():
+            now = adaptive.decide(mine, self._costs(uuid), limits(self._settings[uuid]), now_s)
+            self.changed |= not self._settings[uuid].idle_after_s and now.decision != mine.decision
+            self._learned[uuid] = now
 
     def _learn(self, uuid: str, start_s: float, gap_s: float) -> None:
-        limits = _limits(self._settings[uuid])
-        self._learned[uuid] = adaptive.learn(self._learned[uuid], start_s, gap_s, self._costs(uuid), limits)
+        rules = limits(self._settings[uuid])
+        self._learned[uuid] = adaptive.learn(self._learned[uuid], start_s, gap_s, self._costs(uuid), rules)
 
     def _costs(self, uuid: str) -> Costs:
-        calibration = self._calibrations.get(uuid)
-        costs = ASSUMED if calibration is None else calibration.costs()
+        costs = _costs(self._calibrations.get(uuid))
         awake_w, parked_w = self.watts(uuid)
         if costs.source != ASSUMED.source or awake_w is None or parked_w is None or awake_w <= parked_w:
             return costs
@@ -114,7 +116,31 @@ def _nobody_knows(_: str) -> tuple[None, None]:
     return None, None
 
 
-def _limits(mine: GpuSettings) -> Limits:
+def learned(
+    gaps: Mapping[str, Sequence[tuple[float, float]]],
+    settings: Mapping[str, GpuSettings],
+    calibrations: Mapping[str, Calibration],
+) -> dict[str, Learned]:
+    """From nothing, with gaps of earlier runs. A second for thousands: not for the loop's thread while it governs."""
+    found = {}
+    for uuid, mine in gaps.items():
+        if mine and uuid in settings:
+            costs, rules = _costs(calibrations.get(uuid)), limits(settings[uuid])
+            known = adaptive.begin(costs, rules, _local_s(mine[0][0]))
+            for start_unix_s, gap_s in mine:
+                known = adaptive.learn(known, _local_s(start_unix_s), gap_s, costs, rules)
+            found[uuid] = known
+    if found:
+        log.info("gaps.recalled", gaps={uuid: known.gaps for uuid, known in found.items()})
+    return found
+
+
+def _costs(calibration: Calibration | None) -> Costs:
+    return ASSUMED if calibration is None else calibration.costs()
+
+
+def limits(mine: GpuSettings) -> Limits:
+    """What its operator has set."""
     return Limits(float(mine.wait_price), float(mine.wakes_per_hour), mine.min_dwell_s)
 
 

@@ -178,10 +178,10 @@ def test_what_it_says():
     """Nothing known; some gaps; the figures of the data; the limit."""
     limits = Limits()
     known = begin(A40, limits)
-    assert adaptive.why(known, limits) == "nothing known yet, break-even"
+    assert adaptive.why(known, limits) == "nothing known yet, break-even with the price of waiting"
     assert known.decision.idle_after_s == pytest.approx(379 / 62)
     known = learn(known, 0.0, 600.0, A40, limits)
-    assert adaptive.why(known, limits) == "one gap known yet, break-even"
+    assert adaptive.why(known, limits) == "one gap known yet, break-even with the price of waiting"
     at_s = 1000.0
     for _ in range(WARM_GAPS):
         known = learn(known, at_s, 600.0, A40, limits)
@@ -221,3 +221,17 @@ def test_recent_gaps_weigh_more():
     whole = known.cells[ALL][0]
     assert whole.median_s(SHORTEST_S) == pytest.approx(1000.0)
     assert before.cells[ALL][0].median_s(SHORTEST_S) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("jump_s", [-3e7, -4000.0, 3e7])
+def test_a_clock_that_jumps(jump_s):
+    """Back to 1970, an hour, or on by a year: idle times and dwells stay sane, and the limit is not lifted for long."""
+    limits, known, parks = Limits(), begin(A40, Limits()), []
+    for number in range(400):
+        start_s = 4e7 + 30.0 * number + (jump_s if number >= 200 else 0.0)
+        known = learn(known, start_s, 15.0, A40, limits)
+        parks.append(start_s < known.parked_s < start_s + 15)
+        assert SHORTEST_S <= known.decision.idle_after_s <= LONGEST_S
+        assert limits.min_dwell_s <= known.decision.min_dwell_s <= 3600
+    assert sum(parks[280:]) <= limits.wakes_per_hour
+    assert any(parks[280:])

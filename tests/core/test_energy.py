@@ -121,7 +121,7 @@ def test_whence_a_baseline_is(events: list[Event], calibrated_w: float | None) -
         assert (after.baseline_w is None) == (after.baseline_source == "")
         if after.baseline_source == BEFORE:
             assert before.state is Public.COOLING
-            assert after.baseline_w in before.candidates_w
+            assert after.baseline_w in [power_w for _, power_w in before.candidates]
             earlier_w = after.baseline_w
         elif after.baseline_source == EARLIER:
             assert after.baseline_w == earlier_w is not None
@@ -181,15 +181,35 @@ def test_a_park_that_costs_shows_as_such() -> None:
 
 
 def test_the_baseline_is_the_middle_of_the_last_quiet_readings() -> None:
-    """One odd reading does not make the baseline, busy ones do not count, and older ones are forgotten."""
+    """One odd reading does not make the baseline, and older ones are forgotten."""
     account = open_account(Public.COOLING, START_NS)
-    for at_s, power_w, busy in ((2, 300.0, 0.0), (3, 81.0, 0.0), (3.5, 250.0, 0.9), (4, 18.0, 0.0), (5, 80.0, 0.0)):
+    for at_s, power_w, busy in ((2, 300.0, 0.0), (3, 81.0, 0.0), (4, 18.0, 0.0), (5, 80.0, 0.0)):
         account = observe_reading(account, reading(at_s, power_w, busy=busy))
     assert observe_state(account, Public.PARKED, at(6)).baseline_w == 80.0
     awake = observe_state(account, Public.AWAKE, at(5))
     cooling = observe_state(awake, Public.COOLING, at(6))
     assert observe_state(cooling, Public.PARKED, at(7)).baseline_w is None
     assert observe_state(awake, Public.PARKED, at(7)).baseline_w is None
+
+
+def test_work_between_two_looks_is_no_baseline() -> None:
+    """Work that came and went while the GPU was cooling, a touch for example, shows in the average of the second after."""
+    account = open_account(Public.COOLING, START_NS)
+    for at_s, power_w in ((2, 80.0), (3.8, 117.0), (4, 120.0)):
+        account = observe_reading(account, reading(at_s, power_w))
+    assert observe_state(account, Public.PARKED, at(4)).baseline_w == 117.0, "nobody has heard of any"
+    told = observe_state(account, Public.PARKED, at(4), heard_ns=at(3.7))
+    assert (told.baseline_w, told.baseline_source) == (None, "")
+    account = observe_reading(account, reading(5.2, 80.0))
+    assert observe_state(account, Public.PARKED, at(5.3), heard_ns=at(3.7)).baseline_w == 80.0
+
+
+def test_the_echo_of_a_reading_under_load_is_no_baseline() -> None:
+    """Somebody works without any connection that is watched; the second after that still shows it."""
+    account = open_account(Public.COOLING, START_NS)
+    for at_s, power_w, busy in ((2, 250.0, 0.9), (3, 140.0, 0.0), (3.4, 120.0, 0.0), (3.5, 80.0, 0.0)):
+        account = observe_reading(account, reading(at_s, power_w, busy=busy))
+    assert observe_state(account, Public.PARKED, at(4)).baseline_w == 80.0
 
 
 def test_without_any_baseline_nothing_is_claimed() -> None:
@@ -247,12 +267,23 @@ def test_time_never_runs_backwards() -> None:
 
 
 def test_the_echo_of_work_is_no_baseline() -> None:
-    """A reading right after `cooling` began, which still shows the work before, does not become the baseline."""
+    """A reading right after the last client, which still shows the work, does not become the baseline."""
     account = observe_state(open_account(Public.AWAKE, START_NS), Public.COOLING, at(10))
     early = observe_reading(account, reading(11, 300.0))
-    assert observe_state(early, Public.PARKED, at(13)).baseline_w is None
+    assert observe_state(early, Public.PARKED, at(13), heard_ns=at(10)).baseline_w is None
     later = observe_reading(early, reading(12, 80.0))
-    assert observe_state(later, Public.PARKED, at(13)).baseline_w == 80.0
+    assert observe_state(later, Public.PARKED, at(13), heard_ns=at(10)).baseline_w == 80.0
+    assert observe_state(early, Public.PARKED, at(13), heard_ns=at(9)).baseline_w == 300.0, "noticed late: quiet before"
+
+
+def test_the_echo_of_a_park_is_no_baseline() -> None:
+    """Nor does one that still shows how little it drew parked."""
+    account = observe_state(parked_at_80_w(), Public.COOLING, at(40))
+    account = observe_reading(account, reading(41, 30.0))
+    again = observe_state(account, Public.PARKED, at(42))
+    assert (again.baseline_w, again.baseline_source) == (80.0, EARLIER)
+    account = observe_reading(account, reading(41.5, 79.0))
+    assert observe_state(account, Public.PARKED, at(42)).baseline_w == 79.0
 
 
 @pytest.mark.parametrize("with_counter", [True, False])
