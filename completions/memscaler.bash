@@ -66,6 +66,7 @@ _memscaler_value() {
     'calibrate --rounds') kind=words words='' ;;
     'calibrate --hold') kind=words words='30s 5m 30m 2h' ;;
     'calibrate --plot') kind=file words='' ;;
+    'calibrate -p' | 'calibrate --port') kind=words words='' ;;
     'calibrate --config') kind=file words='' ;;
     'calibrate --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'calibrate --runtime-dir') kind=directory words='' ;;
@@ -148,7 +149,7 @@ _memscaler_options() {
         commands='' options='--only --probe --config --simulate --runtime-dir --json -h --help' many=--only wraps=''
         ;;
     calibrate)
-        commands='' options='--all --rounds --hold --plot --config --simulate --runtime-dir --json -h --help' many='' wraps=''
+        commands='' options='--all --rounds --hold --plot -p --port --config --simulate --runtime-dir --json -h --help' many='-p --port' wraps=''
         ;;
     config)
         commands='init check show schema' options='-h --help' many='' wraps=''

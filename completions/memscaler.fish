@@ -84,7 +84,7 @@ function __memscaler_path
                 set value yes
             case ' calibrate'
                 set path 'calibrate'
-            case 'calibrate --rounds' 'calibrate --hold' 'calibrate --plot' 'calibrate --config' 'calibrate --simulate' 'calibrate --runtime-dir'
+            case 'calibrate --rounds' 'calibrate --hold' 'calibrate --plot' 'calibrate -p' 'calibrate --port' 'calibrate --config' 'calibrate --simulate' 'calibrate --runtime-dir'
                 set value yes
             case ' config'
                 set path 'config'
@@ -291,6 +291,7 @@ complete -c memscaler -n '__memscaler_at calibrate' -l all -d 'Every GPU that th
 complete -c memscaler -n '__memscaler_at calibrate' -l rounds -x -d 'How often each GPU is parked and woken'
 complete -c memscaler -n '__memscaler_at calibrate' -l hold -x -a '30s 5m 30m 2h' -d 'How long a round stays parked, and awake; at least 1s'
 complete -c memscaler -n '__memscaler_at calibrate' -l plot -r -F -d 'Draw the last round of a GPU: an .svg or .png file; with several GPUs their names are added'
+complete -c memscaler -n '__memscaler_at calibrate' -s p -l port -x -d 'Ports whose connections count, and the GPUs behind them'
 complete -c memscaler -n '__memscaler_at calibrate' -l config -r -F -d 'Configuration file'
 complete -c memscaler -n '__memscaler_at calibrate' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at calibrate' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'

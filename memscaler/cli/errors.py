@@ -6,17 +6,23 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from memscaler.core.errors import MemscalerError
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
+PIPE_CLOSED = 141  # and of who wrote into a pipe that nobody reads, as in `memscaler report | head`
 
 
 @contextmanager
 def exit_with() -> Iterator[None]:
     """Turn the errors that are meant for a person into messages and exit codes."""
+    stdout = sys.stdout
     try:
-        yield
+        try:
+            yield
+        finally:
+            _flush(stdout)
     except MemscalerError as error:
         if os.environ.get("MEMSCALER_DEBUG"):
             raise
@@ -27,6 +33,20 @@ def exit_with() -> Iterator[None]:
         sys.exit(tell(MemscalerError(f"{error.strerror or error}" + f": {error.filename}" * bool(error.filename))))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _flush(stdout: TextIO) -> None:
+    """All of what was printed, while it can still be said that it cannot. Raise OSError, or exit if nobody reads."""
+    try:
+        if sys.stdout is not stdout:  # click puts a silent one there when a pipe is closed, and exits with 1
+            sys.stdout = stdout
+            raise BrokenPipeError
+        stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stdout.fileno())  # python tries it again at its end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(PIPE_CLOSED)
+        raise
 
 
 def tell(error: MemscalerError) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import typer
 
 if TYPE_CHECKING:  # opens the driver's binding; `--help` shall not
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from memscaler.daemon.doctor.context import Context
 
@@ -30,8 +30,11 @@ class Working(Protocol):
 
 
 @contextmanager
-def woken_first(context: Context, working: Working) -> Iterator[None]:
-    """However a signal ends this: first what was parked is woken. context.probe: something may be parked."""
+def woken_first(context: Context, working: Working, last_word: Callable[[], str] | None = None) -> Iterator[None]:
+    """However a signal ends this: first what was parked is woken. context.probe: something may be parked.
+
+    last_word: what to say then.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -48,6 +51,9 @@ def woken_first(context: Context, working: Working) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         context.stop.set()
         working.wait(UNDO_S if context.probe else 0.0)
+        if last_word is not None:
+            with suppress(OSError):  # the terminal may be gone
+                print(f"memscaler: {last_word()}", file=sys.stderr, flush=True)
         leave(context, working, INTERRUPTED)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDED = "matplotlib>=3.8"
+INSTALL = f"{sys.executable} -m pip install '{NEEDED}'"
 FORMATS = (".svg", ".png")
 # Each colour once: on a page they become its variables of these names, and follow its light and dark.
 COLOURS = {
@@ -70,11 +71,18 @@ def styled() -> Iterator[None]:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise MemscalerError(
-            "plots need matplotlib, which is not installed", hint=f"{sys.executable} -m pip install '{NEEDED}'"
-        ) from error
+        raise MemscalerError("plots need matplotlib, which is not installed", hint=INSTALL) from error
     with mpl.rc_context(STYLE):
         yield
+
+
+def drawing() -> bool:
+    """Whether there can be plots."""
+    try:
+        with styled():
+            return True
+    except MemscalerError:
+        return False
 
 
 def rendered(figure: Figure, form: str, **more: Any) -> bytes:

@@ -117,14 +117,14 @@ class Settings:
         "120",
         values.whole(4, 3600),
         per_gpu=True,
-        help='The most wakes of one GPU in an hour with idle_after = "auto".',
+        help='The most wakes of one GPU in an hour with idle_after = "auto", 4 to 3600.',
     )
     wait_price: int = option(
         "1200",
         values.whole(0, 1_000_000),
         per_gpu=True,
         help='What a second of waiting for the clocks is worth, in joules, with idle_after = "auto": '
-        "more means fewer wakes.",
+        "more means fewer wakes; 0 to 1000000.",
     )
     min_dwell_s: float = option(
         "250ms", values.duration_s(0), per_gpu=True, help="Shortest time between two parks of one GPU."

@@ -56,14 +56,14 @@ class Kind(Generic[Value]):
         return self.parse(raw)
 
 
-def duration_s(minimum_s: float) -> Kind[float]:
+def duration_s(minimum_s: float, longest_s: float = _LONGEST_S) -> Kind[float]:
     """A time in seconds: 1.5, "90s", "500ms", "2m", "1h30m", "2d"; at least `minimum_s`."""
 
     def parse(raw: object) -> float:
         seconds = _seconds(str(raw).strip())
         if isinstance(raw, bool) or seconds is None:
             raise ValueError(f"{raw!r} is not a time (write 60s, 500ms, 2m or 1.5)")
-        if not minimum_s <= seconds <= _LONGEST_S:
+        if not minimum_s <= seconds <= longest_s:
             bound = f"at least {minimum_s:g} s" if seconds < minimum_s else "at most a year"
             raise ValueError(f"{raw!r} is out of range: {bound}")
         return seconds
@@ -115,7 +115,11 @@ def duration_or_auto_s(minimum_s: float) -> Kind[float]:
     schema = {"anyOf": [*_ANY_DURATION["anyOf"], {"enum": ["auto"]}]}
 
     def parse(raw: object) -> float:
-        return 0.0 if str(raw).strip().lower() == "auto" else some(raw)
+        if str(raw).strip().lower() == "auto":
+            return 0.0
+        if isinstance(raw, bool) or _seconds(str(raw).strip()) is None:
+            raise ValueError(f'{raw!r} is not a time (write 60s, 500ms, 2m or 1.5), nor "auto"')
+        return some(raw)
 
     return Kind(parse, schema, lambda seconds: write_duration(seconds) if seconds else "auto")
 
@@ -126,7 +130,7 @@ def whole(minimum: int, maximum: int) -> Kind[int]:
     def parse(raw: object) -> int:
         digits = str(raw).strip()
         if isinstance(raw, float) or not (digits.isascii() and digits.isdigit()):
-            raise ValueError(f"{raw!r} is not a whole number")
+            raise ValueError(f"{raw!r} is not a whole number from {minimum} to {maximum}")
         if not minimum <= int(digits) <= maximum:
             raise ValueError(f"{raw!r} is out of range ({minimum}-{maximum})")
         return int(digits)

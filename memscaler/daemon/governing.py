@@ -229,6 +229,12 @@ class Governing:
         watches = [self.ledger.watches[slot] for slot in self.policy.gpus[uuid].watches if slot >= 0]
         return {watch.port: self.ledger.reading(watch).live for watch in watches}
 
+    def heard_ns(self, uuid: str) -> int:
+        """When a client of this GPU did something last, touches included; 0 if nobody knows of any."""
+        watches = [self.ledger.watches[slot] for slot in self.policy.gpus[uuid].watches if slot in self.ledger.watches]
+        known = [self.ledger.reading(watch) for watch in watches]
+        return max((max(each.last_activity_ns, each.last_touch_ns, each.last_unsure_ns) for each in known), default=0)
+
     # ---- sockets --------------------------------------------------------------------------------------------------
 
     def _survey(self, uuid: str, seq: int, about_silence: Callable[[Iterable[int]], None]) -> None:

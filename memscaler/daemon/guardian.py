@@ -9,7 +9,7 @@ session would block driver upgrades.
 A daemon that is stopped (SIGSTOP, a debugger) cannot wake anything either. So the guardian listens to the doorbell as
 well, behind everybody else: if it rings and the daemon stands still a moment later, the guardian wakes its GPUs.
 `doctor --probe` and `calibrate` have no doorbell. Their guardian lives for minutes only, so it looks by itself, again
-and again.
+and again; and it wakes only what its own trial has parked, because a daemon may govern by then.
 """
 
 from __future__ import annotations
@@ -111,14 +111,16 @@ def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
     say = _say_json if arguments[3] == "json" else _say
-    poll_s, who = (STANDSTILL_S, "the probe") if WATCH_STANDSTILL in arguments[4:] else (None, "the daemon")
+    trial = WATCH_STANDSTILL in arguments[4:]
+    poll_s, who = (STANDSTILL_S, "the trial") if trial else (None, "the daemon")
+    mine = daemon if trial else None  # a daemon may govern when a trial has died: what it parks is not ours
     said = b""
     with contextlib.suppress(ConnectionError):  # dead already: all the more to do
         channel.send(READY)
         stopped = f"{who} stands still"
-        _wait(channel, doorbell, poll_s, lambda: _stands_still(daemon) and rescue(runtime_dir, stopped, say))
+        _wait(channel, doorbell, poll_s, lambda: _stands_still(daemon) and rescue(runtime_dir, stopped, say, mine))
         said = channel.recv(16)
-    return 0 if said == GOODBYE else rescue(runtime_dir, f"{who} died", say)
+    return 0 if said == GOODBYE else rescue(runtime_dir, f"{who} died", say, mine)
 
 
 def _wait(channel: socket.socket, doorbell: int, poll_s: float | None, stand_in: Callable[[], object]) -> None:
@@ -147,12 +149,15 @@ def _stands_still(pid: int) -> bool:
         return False  # it is gone: the channel tells
 
 
-def rescue(runtime_dir: Path, why: str, say: Callable[[str], None]) -> int:
-    """Wake what the journal says is parked; exit status as of `memscaler restore`. why: who did what."""
+def rescue(runtime_dir: Path, why: str, say: Callable[[str], None], pid: int | None = None) -> int:
+    """Wake what the journal says is parked; exit status as of `memscaler restore`. why: who did what.
+
+    pid: only what this process has parked.
+    """
     end = time.monotonic() + RESTORE_BUDGET_S
     while True:
         try:
-            report = restore_from(runtime_dir / JOURNAL, budget_s=end - time.monotonic())
+            report = restore_from(runtime_dir / JOURNAL, budget_s=end - time.monotonic(), pid=pid)
             break
         except MemscalerError as error:
             say(f"{error}; run `memscaler restore`")

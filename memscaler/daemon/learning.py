@@ -26,7 +26,7 @@ class Learning:
         self._ledger = ledger
         self._tracks: dict[str, Track] = {}
         self._doubted: dict[str, int] = {}
-        self.looked = False
+        self.looked = True
         """The counters or the sockets were looked at: there may be something to learn."""
 
     def see(self, seen: Observation) -> None:

@@ -1,12 +1,21 @@
-"""One daemon per machine."""
+"""One daemon per machine, and nobody who governs while somebody calibrates.
+
+A daemon that has let go of the driver holds its lock all the same. So who calibrates holds one of his own, which keeps
+that daemon, and any other, from governing. Who begins to govern looks whether it is free, and need not keep it: while
+he governs, nobody begins to calibrate.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
-from memscaler.core.errors import DaemonRunning, MemscalerError, PermissionMissing
+from memscaler.core.errors import Calibrating, DaemonRunning, MemscalerError, PermissionMissing
+
+CALIBRATION = "calibrate.lock"
+LOOK_S = 0.05
 
 
 def prepare_runtime_dir(path: Path) -> None:
@@ -42,10 +51,33 @@ def acquire(runtime_dir: Path, name: str = "lock") -> int:
     return fd
 
 
-def refuse_beside_daemon(runtime_dir: Path) -> None:
-    """Raise DaemonRunning if a daemon governs with this directory. Says nothing if we may not look."""
+def acquire_calibration(runtime_dir: Path, patience_s: float = 0.0) -> int:
+    """Take the lock of who calibrates, as `acquire` does. Raise Calibrating if it is not free within patience_s."""
+    end_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return acquire(runtime_dir, CALIBRATION)
+        except DaemonRunning as error:
+            if time.monotonic() >= end_s:
+                raise Calibrating(error.pid) from error
+        time.sleep(LOOK_S)
+
+
+def refuse_beside_calibration(runtime_dir: Path) -> None:
+    """Raise Calibrating if somebody calibrates with this directory. Says nothing if we may not look."""
     try:
-        fd = os.open(runtime_dir / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        refuse_beside_daemon(runtime_dir, CALIBRATION)
+    except DaemonRunning as error:
+        raise Calibrating(error.pid) from error
+
+
+def refuse_beside_daemon(runtime_dir: Path, name: str = "lock") -> None:
+    """Raise DaemonRunning if a daemon governs with this directory. Says nothing if we may not look.
+
+    name: of another lock than the daemon's.
+    """
+    try:
+        fd = os.open(runtime_dir / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return
     try:

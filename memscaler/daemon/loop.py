@@ -152,6 +152,7 @@ class Loop:
         self._roster.follow_governed()
         self._scout.start()
         self._note_states(time.monotonic_ns())
+        self._governing.learn(self._learn)  # whoever comes from now on ends a gap or begins one
         self._recorder.started()
         self._notifier.ready()
         while not self._ended():
@@ -283,7 +284,7 @@ class Loop:
 
     def _note_states(self, now_ns: int) -> None:
         """Power is sampled when a state begins, and once more when the card's one-second average has followed."""
-        for uuid in self._recorder.states(self._governing.state, now_ns):
+        for uuid in self._recorder.states(self._governing.state, now_ns, self._governing.heard_ns):
             self._fleet[uuid].sample()
             self._sample_due_ns = min(self._sample_due_ns, now_ns + SAMPLE_AFTER_NS)
 

@@ -40,13 +40,15 @@ from memscaler.daemon.leases import Leases
 from memscaler.daemon.loop import Ending, Loop, Parts
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
-from memscaler.daemon.record import Facts, Recorder
+from memscaler.daemon.portrait import Facts
+from memscaler.daemon.recall import recall
+from memscaler.daemon.record import Recorder
 from memscaler.daemon.reload import Reloader
 from memscaler.daemon.requests import SOCKET
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
 from memscaler.daemon.signals import StopWanted, has_terminal
-from memscaler.daemon.standby import Standby
+from memscaler.daemon.standby import Standby, begin
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator
@@ -55,7 +57,6 @@ from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.reports import ActuatorPolicy
 from memscaler.gpu.restore import restore
-from memscaler.history import calibration
 from memscaler.history.writer import History
 from memscaler.kernel import attachment
 from memscaler.kernel.doorbell import Door
@@ -93,10 +94,9 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
         privileges.keep_rights(writes_to=settings.runtime_dir)
     notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, lock.acquire(settings.runtime_dir))
+        released, asker = begin(settings.runtime_dir, stack), None
         changed = _serve_metrics(settings, mailbox, stack)
         _serve_operators(settings, mailbox, stack)
-        released, asker = Standby.wanted(settings.runtime_dir), None
         ended = Ending.RELEASE
         if released is None:
             loop, well = _govern(settings, load, mailbox, notifier, changed)
@@ -154,10 +154,12 @@ def _govern(
         doorbell = ledger.attachment.fds.get("doorbell", -1)
         json_log = not is_for_people(settings.log_format)
         guardian = partial(Guardian, settings.runtime_dir, environment, doorbell, json_log=json_log)
-        reloader = Reloader(load, settings, driver, lambda other: partial(_look, driver, users, other), mailbox.put)
+        reloader = Reloader(
+            load, settings, driver, partial(partial, _look, driver, users), learning.unknown, mailbox.put
+        )
         history = History(settings.kept_in, writes=not settings.dry_run)
         recorder = Recorder(_facts(settings, driver, watching), identities, log, history, changed)
-        _remember(settings, recorder, learning)
+        _remember(settings, governed, recorder, learning)
         loop = Loop(
             Parts(
                 watching=watching,
@@ -198,13 +200,13 @@ def _govern(
         return loop, well
 
 
-def _remember(settings: Settings, recorder: Recorder, learning: Adaptive) -> None:
+def _remember(settings: Settings, governed: Collection[str], recorder: Recorder, learning: Adaptive) -> None:
     """What was measured and seen in earlier runs."""
-    calibrations = calibration.load(settings.kept_in, log.warning)
-    recorder.calibrated(calibrations)
-    learning.calibrated(calibrations)
+    recalled = recall(settings.kept_in, governed)
+    recorder.calibrated(recalled.calibrations)
+    learning.calibrated(recalled.calibrations)
     learning.watts = recorder.watts
-    learning.recall(settings.kept_in)
+    learning.recall(recalled.gaps)
 
 
 def _stay_in_memory() -> None:

@@ -9,7 +9,6 @@ import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -18,25 +17,19 @@ from memscaler.core import energy
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import MemscalerError
 from memscaler.core.governor import public_state
-from memscaler.core.model import SECOND_NS, GovernorState, GpuState, LeverResult, Outcome, Phase, Public
+from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Phase, Public
 from memscaler.core.snapshot import (
     GpuReading,
-    GpuSnapshot,
     HoldSnapshot,
     Identity,
-    Intent,
-    KernelSnapshot,
     Snapshot,
     Transition,
-    Ungoverned,
-    WatchSnapshot,
 )
-from memscaler.core.watch import Quiet
+from memscaler.daemon.portrait import About, Facts, Known, gpu_snapshot, kernel_snapshot, watch_snapshot
 from memscaler.daemon.rivals import Rival
 from memscaler.gpu.reports import WakeTiming
 from memscaler.history.writer import History
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
-from memscaler.observe.histogram import Latencies
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -58,65 +51,17 @@ def telling(otherwise: object) -> Callable[[Method], Method]:
     return wrap
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What others know of a GPU. lever: that the next park uses; intent: what is set now; idle_*: as in GpuSnapshot."""
-
-    lever: str
-    holds: tuple[HoldSnapshot, ...]
-    intent: Intent | None
-    idle_after_s: float = 0.0
-    idle_why: str = ""
-
-
 def _nobody() -> None:
     """Nobody looks."""
 
 
+def _never(_: str) -> int:
+    """No client has done anything."""
+    return 0
+
+
 MOST_TRANSITIONS = 100  # that are told
-MOST_STATES = 300  # of one GPU, that are told: other GPUs' changes push none of them out
-MOST_READINGS = 600  # of power, that are told: ten minutes at one a second, which is the most that anybody can ask for
-# What comes by itself when its time has come.
-NEXT = {Phase.COOLING: "parked", Phase.UNMANAGED: "trusted again", Phase.WAKING: "woken again"}
 WAKE_FAILURES = frozenset({Outcome.NO_EFFECT, Outcome.LOST, Outcome.FAILED, Outcome.NEXT_LEVER})
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What does not change while the daemon runs."""
-
-    version: str
-    driver_version: str
-    hostname: str
-    dry_run: bool
-    labels: tuple[tuple[str, str], ...]
-    gpus_of_slot: Callable[[int], tuple[str, ...]]
-    server_of_slot: Callable[[int], str]
-    waiting: Callable[[], Mapping[str, str]]
-    ungoverned: Callable[[], tuple[Ungoverned, ...]]
-
-
-@dataclass(slots=True)
-class _Gpu:
-    """One GPU's accounts."""
-
-    identity: Identity
-    public: Public | None
-    since_ns: int
-    account: energy.Account
-    reason: str = ""
-    remedy: str = ""
-    conflict: str = ""
-    transitions: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    latencies: Latencies = field(default_factory=Latencies)
-    reading: GpuReading | None = None
-    sampled_ns: int = 0
-    power: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=MOST_READINGS))
-    states: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=MOST_STATES))
-    quiet_ns: int = 0  # since when it was quiet when it was last seen to cool
-    asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
-    failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
 
 
 class Recorder:
@@ -136,7 +81,7 @@ class Recorder:
         self._facts, self._history = facts, history
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
-        self._gpus: dict[str, _Gpu] = {}
+        self._gpus: dict[str, Known] = {}
         self._calibrated_w: Mapping[str, float] = {}
         self._guardian_restarts = 0
         self._transitions: deque[Transition] = deque(maxlen=MOST_TRANSITIONS)
@@ -147,7 +92,7 @@ class Recorder:
         now_ns = time.monotonic_ns()
         for uuid, identity in identities.items():
             account = energy.open_account(Public.AWAKE, now_ns, self._calibrated_w.get(uuid))
-            self._gpus[uuid] = _Gpu(identity, None, now_ns, account)
+            self._gpus[uuid] = Known(identity, None, now_ns, account)
             self._history.take_on(uuid, identity.index, identity.name, account)
 
     @telling(None)
@@ -168,6 +113,7 @@ class Recorder:
         mine = self._gpus.get(uuid)
         return (None, None) if mine is None else (mine.account.baseline_w, energy.parked_w(mine.account))
 
+    @telling(None)
     def let_go(self, uuid: str) -> None:
         """This one is not governed any more."""
         gone = self._gpus.pop(uuid)
@@ -177,8 +123,11 @@ class Recorder:
     # ---- the governor ---------------------------------------------------------------------------------------------
 
     @telling(())
-    def states(self, state: GovernorState, now_ns: int) -> Sequence[str]:
-        """Note every change of a public state. Returns the GPUs that changed."""
+    def states(self, state: GovernorState, now_ns: int, heard_ns: Callable[[str], int] = _never) -> Sequence[str]:
+        """Note every change of a public state. Returns the GPUs that changed.
+
+        heard_ns: tells when a client of a GPU did something last.
+        """
         changed = []
         for uuid, gpu in state.gpus.items():
             mine, public = self._gpus[uuid], public_state(gpu)
@@ -190,7 +139,7 @@ class Recorder:
             first, was = mine.public is None, mine.public
             mine.public, mine.since_ns = public, now_ns
             mine.states.append((now_ns, str(public)))
-            mine.account = energy.observe_state(mine.account, public, now_ns)
+            mine.account = energy.observe_state(mine.account, public, now_ns, heard_ns(uuid))
             if gpu.distrust:
                 mine.reason = gpu.distrust
             elif public is Public.PARKED:
@@ -380,9 +329,15 @@ class Recorder:
             driver_version=self._facts.driver_version,
             hostname=self._facts.hostname,
             dry_run=self._facts.dry_run,
-            gpus=tuple(self._gpu(uuid, state.gpus[uuid], now_ns, about(uuid)) for uuid in self._gpus),
-            watches=tuple(self._watch(watch, ledger, now_ns) for watch in ledger.watches.values()),
-            kernel=_kernel(ledger),
+            gpus=tuple(
+                gpu_snapshot(mine, state.gpus[uuid], now_ns, about(uuid), self._history.of(uuid))
+                for uuid, mine in self._gpus.items()
+            ),
+            watches=tuple(
+                watch_snapshot(watch, ledger, now_ns, self._facts, self._started_ns)
+                for watch in ledger.watches.values()
+            ),
+            kernel=kernel_snapshot(ledger),
             guardian_restarts=self._guardian_restarts,
             history_write_failures=self._history.failures,
             waiting=self._facts.waiting(),
@@ -393,70 +348,6 @@ class Recorder:
             labels=self._facts.labels,
         )
 
-    def _gpu(self, uuid: str, gpu: GpuState, now_ns: int, about: About) -> GpuSnapshot:
-        mine = self._gpus[uuid]
-        public = public_state(gpu)
-        account = energy.observe_state(mine.account, public, now_ns)  # up to this moment
-        today_j, total_j = self._history.of(uuid)
-        return GpuSnapshot(
-            identity=mine.identity,
-            state=str(public),
-            since_ns=mine.since_ns,
-            reason=mine.reason,
-            lever=about.lever,
-            next_ns=gpu.due_ns if gpu.phase in NEXT else 0,
-            next=NEXT.get(gpu.phase, "") if gpu.due_ns else "",
-            state_s=account.state_s,
-            state_energy_j=account.state_energy_j,
-            transitions=dict(mine.transitions),
-            energy_j=account.energy_j,
-            energy_source=account.source,
-            energy_saved_j=account.saved_j,
-            baseline_w=account.baseline_w,
-            baseline_source=account.baseline_source,
-            reading=mine.reading,
-            wake_latency=mine.latencies.freeze(),
-            errors=dict(mine.errors),
-            remedy=mine.remedy if gpu.distrust else "",
-            holds=about.holds,
-            conflict=mine.conflict,
-            intent=about.intent,
-            idle_after_s=about.idle_after_s,
-            idle_why=about.idle_why,
-            power=tuple(mine.power),
-            states=tuple(mine.states),
-            saved_today_j=today_j,
-            saved_total_j=total_j,
-        )
-
-    def _watch(self, watch: Watch, ledger: Ledger, now_ns: int) -> WatchSnapshot:
-        slot, reading = ledger.counters.read(watch.slot), ledger.reading(watch)
-        open_now = ledger.open_connections(watch)
-        since_ns = max(reading.last_activity_ns, reading.last_touch_ns, self._started_ns)
-        return WatchSnapshot(
-            port=watch.port,
-            scope=watch.scope,
-            gpus=self._facts.gpus_of_slot(watch.slot),
-            live=open_now,
-            silent=max(0, open_now - reading.live),
-            touches=slot.touches + (watch.traffic.touches if watch.traffic else 0),
-            server=self._facts.server_of_slot(watch.slot),
-            quiet=str(Quiet.NO_TRAFFIC if watch.traffic else Quiet.NO_CONNECTIONS),
-            accepts=slot.opened + watch.added,
-            closes=slot.closed,
-            ignored=slot.ignored,
-            idle_s=0.0 if reading.live else max(0, now_ns - since_ns) / SECOND_NS,
-            rings=slot.rings,
-            overflows=slot.overflow,
-            corrections={"added": watch.added, "removed": watch.healed},
-        )
-
     def _index(self, uuid: str) -> str:
         known = self._gpus.get(uuid)
         return f"gpu{known.identity.index}" if known else ""
-
-
-def _kernel(ledger: Ledger) -> KernelSnapshot:
-    attached = ledger.attachment
-    hooks = {hook: hook in attached.fds for hook in ("tracepoint", "sockops")} | {"data": ledger.data_hook.attached}
-    return KernelSnapshot(hooks, attached.recursion_misses(), ledger.reconciles, attached.notices)

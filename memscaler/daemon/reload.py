@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from memscaler.config.schema import OPTIONS, Option, Settings
+from memscaler.config.schema import OPTIONS, GpuSettings, Option, Settings
+from memscaler.core.adaptive import Learned
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import ConfigError, MemscalerError
 from memscaler.daemon import targets
+from memscaler.daemon.adaptive import learned
 from memscaler.daemon.discovery import Found
+from memscaler.daemon.recall import recall
 from memscaler.daemon.requests import Document
 from memscaler.daemon.targets import Governed, Named
 from memscaler.gpu.inventory import Driver
@@ -42,13 +45,15 @@ FIXED = frozenset(
 log = structlog.get_logger()
 
 Look = Callable[[], tuple[Found, ...]]
+Unknown = Callable[[Mapping[str, GpuSettings]], Mapping[str, GpuSettings]]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be governed from now on, everything checked. look: finds its servers; founds: its first answer.
 
-    changes: a line for each setting that is another one. calibrations: what was measured, by GPU.
+    changes: a line for each setting that is another one. calibrations: what was measured, by GPU. learned: what
+    the history says of GPUs that are new.
     """
 
     settings: Settings
@@ -58,6 +63,7 @@ class Plan:
     founds: tuple[Found, ...]
     changes: tuple[str, ...]
     calibrations: Mapping[str, Calibration]
+    learned: Mapping[str, Learned]
 
     def other_levers(self, before: Mapping[str, Governed]) -> list[str]:
         """The GPUs that stay and are to be parked in another way."""
@@ -86,13 +92,18 @@ class Reloader:
         settings: Settings,
         driver: Driver,
         look_for: Callable[[Settings], Look],
+        unknown: Unknown,
         report: Callable[[object], None],
     ) -> None:
-        """load: reads the configuration; may raise MemscalerError. settings: those in force."""
+        """load: reads the configuration; may raise MemscalerError. settings: those in force.
+
+        unknown: tells of which GPUs nothing has been learned yet.
+        """
         self._load = load
         self._settings = settings
         self._driver = driver
         self._look_for = look_for
+        self._unknown = unknown
         self._report = report
         self._busy = threading.Lock()
 
@@ -128,7 +139,10 @@ class Reloader:
         governed = targets.find_governed(settings, self._driver, named)
         look = self._look_for(settings)
         changes = tuple(line for _, line in _changes(self._settings, settings))
-        return Plan(settings, named, governed, look, look(), changes, calibration.load(settings.kept_in, log.warning))
+        calibrations = calibration.load(settings.kept_in, log.warning)
+        new = self._unknown({uuid: each.settings for uuid, each in governed.items()})
+        known = learned(recall(settings.kept_in, new).gaps, new, calibrations) if new else {}
+        return Plan(settings, named, governed, look, look(), changes, calibrations, known)
 
 
 def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:

@@ -127,6 +127,7 @@ class Roster:
         self._adaptive.calibrated(plan.calibrations)
         self._recorder.take_on({uuid: each.device.identity for uuid, each in fresh.items()})
         self._watching.reconfigure(plan.settings, plan.governed, plan.named)
+        self._adaptive.remember(plan.learned)
         self._scout.look_with(plan.look)
         self._watching.apply(plan.founds)
         self._fleet.take_on(equipped)

@@ -8,12 +8,13 @@ place. A file says that it waits, so that a restart of the service does not open
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import socket
 import time
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -22,9 +23,10 @@ import structlog
 
 from memscaler import __version__
 from memscaler.config.schema import Settings
-from memscaler.core.errors import MemscalerError
+from memscaler.core.errors import DaemonRunning, MemscalerError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import KernelSnapshot, Released, Snapshot
+from memscaler.daemon import lock
 from memscaler.daemon.answers import SnapshotWanted
 from memscaler.daemon.loop import Ending
 from memscaler.daemon.mailbox import Mailbox
@@ -40,6 +42,23 @@ log = structlog.get_logger()
 
 FILE = "released.json"
 MOST_BYTES = 4096  # of the file
+CALIBRATION_PATIENCE_S = 0.3  # somebody may just look whether it is free
+
+
+def begin(runtime_dir: Path, stack: ExitStack) -> Released | None:
+    """Take the lock of the daemon. Returns what was said by who has released the driver, if somebody has.
+
+    Raise DaemonRunning, or Calibrating. Nobody answers at our socket yet, so who is about to calibrate gives up.
+    """
+    try:
+        stack.callback(os.close, lock.acquire(runtime_dir))
+    except DaemonRunning:
+        lock.refuse_beside_calibration(runtime_dir)
+        raise
+    released = Standby.wanted(runtime_dir)
+    if released is None:
+        os.close(lock.acquire_calibration(runtime_dir, CALIBRATION_PATIENCE_S))
+    return released
 
 
 class Standby:
@@ -47,13 +66,14 @@ class Standby:
 
     def __init__(self, settings: Settings, mailbox: Mailbox, notifier: Notifier, released: Released) -> None:
         self._released = released
-        self._file = settings.runtime_dir / FILE
+        self._runtime_dir = settings.runtime_dir
         self._dry_run = settings.dry_run
         self._labels = settings.labels
         self._mailbox = mailbox
         self._notifier = notifier
         self._started_unix_s = time.time()
         self._ending: Ending | None = None
+        self._held = -1  # from the resume until this process ends, or becomes the governor that begins anew
 
     @staticmethod
     def want(runtime_dir: Path, released: Released) -> None:
@@ -130,10 +150,7 @@ class Standby:
             case Asked(Verify(), _, answer):
                 answer.set_result({"ok": True, "mode": "released", "dry_run": self._dry_run, "gpus": []})
             case Asked(ResumeWanted(), peer, answer):
-                self._file.unlink(missing_ok=True)
-                log.info("driver.resumed", owner=peer.name)
-                answer.set_result({"ended": [{"id": "", "owner": "", "reason": "released"}]})
-                self._ending = Ending.RESTART
+                self._resume(peer.name, answer)
             case Asked(_, _, answer):
                 hint = "memscaler resume"
                 answer.set_exception(MemscalerError("the driver is released, and nothing is governed", hint=hint))
@@ -143,3 +160,17 @@ class Standby:
                 log.info("memscaler.stopping", reason=reason)
                 self._notifier.stopping()
                 self._ending = Ending.STOP
+
+    def _resume(self, owner: str, answer: Future[Document]) -> None:
+        """Refused while somebody calibrates: what he measures must not be parked by us, nor ours be woken by him."""
+        try:
+            if self._held < 0:  # else a second resume at the same moment
+                self._held = lock.acquire_calibration(self._runtime_dir, CALIBRATION_PATIENCE_S)
+        except (MemscalerError, OSError) as error:
+            known = isinstance(error, MemscalerError)
+            answer.set_exception(error if known else MemscalerError(f"the lock cannot be taken: {error}"))
+            return
+        (self._runtime_dir / FILE).unlink(missing_ok=True)
+        log.info("driver.resumed", owner=owner)
+        answer.set_result({"ended": [{"id": "", "owner": "", "reason": "released"}]})
+        self._ending = Ending.RESTART

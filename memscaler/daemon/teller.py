@@ -13,7 +13,8 @@ from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.fleet import Fleet
 from memscaler.daemon.governing import Governing
 from memscaler.daemon.hours import Hours
-from memscaler.daemon.record import About, Recorder
+from memscaler.daemon.portrait import About
+from memscaler.daemon.record import Recorder
 from memscaler.daemon.steering import Steering
 
 

@@ -11,6 +11,7 @@ restore`. An undo that reports success proves nothing: only clocks that rise do.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -128,8 +129,10 @@ class Trial:
         if now_s - self._looked_s < LOOK_S:
             return ""
         self._looked_s = now_s
-        if self._entry is not None and self.journal.entry(self.uuid) != self._entry:
-            return "this process stood still, so its guardian has stepped in"
+        if (found := self.journal.entry(self.uuid)) != self._entry:
+            other = found is not None and found.pid != os.getpid()
+            how = "another memscaler has parked it"
+            return how if other else "this process stood still, so its guardian has stepped in"
         try:
             if self.device.utilization_ratio() != 0:  # also if nobody can tell
                 return "work came in between"
@@ -242,12 +245,11 @@ def _undone(fetch: Callable[[], tuple[Lever, Lever]]) -> Lever | None:
 
 @contextlib.contextmanager
 def guarded(runtime_dir: Path, environment: Mapping[str, str], journal: Journal) -> Iterator[None]:
-    """While a guardian watches. One that is not told good-bye wakes what is left. journal: of this directory."""
+    """While a guardian watches. One that is not told good-bye wakes what we left. journal: of this directory."""
     guardian = Guardian(runtime_dir, environment, watch_standstill=True)
-    before = set(journal.entries())
     try:
         if not guardian.wait_ready():
             raise MemscalerError("not tried: the guardian process does not start", hint="see what it says above")
         yield
     finally:
-        guardian.dismiss() if set(journal.entries()) <= before else guardian.close()
+        guardian.close() if journal.entries_of(os.getpid()) else guardian.dismiss()

@@ -25,7 +25,10 @@ MOST_BYTES = 64 * 1024  # of an entry; those we write have 200
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One lever that is applied, or about to be. at: seconds since 1970; target: MHz or a performance state."""
+    """One lever that is applied, or about to be. at: seconds since 1970; target: MHz or a performance state.
+
+    pid: the process that wrote this, 0 if nobody knows.
+    """
 
     uuid: str
     pci_bus_id: str
@@ -33,6 +36,7 @@ class Entry:
     target: int
     boot_id: str
     at: float
+    pid: int = 0
 
 
 class Journal:
@@ -44,7 +48,7 @@ class Journal:
 
     def record(self, gpu: Identity, lever: str, target: int) -> Entry:
         """Write down that this lever is about to be applied. Raise OSError if it cannot be; then do not apply it."""
-        entry = Entry(gpu.uuid, gpu.pci_bus_id, lever, target, self._boot_id, time.time())
+        entry = Entry(gpu.uuid, gpu.pci_bus_id, lever, target, self._boot_id, time.time(), os.getpid())
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True, exist_ok=True)
             self.directory.chmod(0o755)  # whatever the umask, like the files below
@@ -79,6 +83,10 @@ class Journal:
         found = (self._read(self.directory / name) for name in names if fnmatch.fnmatch(name, PATTERN))
         return tuple(entry for entry in found if entry is not None and entry.boot_id == self._boot_id)
 
+    def entries_of(self, pid: int | None) -> tuple[Entry, ...]:
+        """Those that a process wrote; of any for None."""
+        return tuple(entry for entry in self.entries() if pid in (None, entry.pid))
+
     def entry(self, uuid: str) -> Entry | None:
         return next((entry for entry in self.entries() if entry.uuid == uuid), None)
 
@@ -92,6 +100,7 @@ class Journal:
                 target=int(found["target"]),
                 boot_id=str(found["boot_id"]),
                 at=float(found["at"]),
+                pid=int(found.get("pid", 0)),
             )
         except FileNotFoundError:  # released since the directory was listed
             return None

@@ -68,25 +68,29 @@ class RestoreReport:
         return "\n".join(str(gpu) for gpu in self.gpus) or "nothing to restore"
 
 
-def restore(journal: Journal, driver: Driver, *, all_levers: bool = False, budget_s: float = 5.0) -> RestoreReport:
+def restore(
+    journal: Journal, driver: Driver, *, all_levers: bool = False, budget_s: float = 5.0, pid: int | None = None
+) -> RestoreReport:
     """Undo what the journal says is applied; with `all_levers`, reset every lever of every GPU.
 
-    Entries are released as their undo succeeds and kept otherwise, for the next try.
+    Entries are released as their undo succeeds and kept otherwise, for the next try. pid: only what this process wrote.
     """
-    jobs = _jobs(journal.entries(), driver, all_levers=all_levers)
+    jobs = _jobs(journal.entries_of(pid), driver, all_levers=all_levers)
     end = time.monotonic() + budget_s
     for job in jobs:
         job.start(journal, end)
     return RestoreReport(tuple(job.wait(end) for job in jobs))
 
 
-def restore_from(directory: Path | str, *, all_levers: bool = False, budget_s: float = 5.0) -> RestoreReport:
+def restore_from(
+    directory: Path | str, *, all_levers: bool = False, budget_s: float = 5.0, pid: int | None = None
+) -> RestoreReport:
     """Like `restore`, but opens the driver only if there is something to do. Raise DriverUnavailable."""
     journal = Journal(directory)
-    if not all_levers and not journal.entries():
+    if not all_levers and not journal.entries_of(pid):
         return RestoreReport()
     driver = open_driver(look=all_levers)
-    report = restore(journal, driver, all_levers=all_levers, budget_s=budget_s)
+    report = restore(journal, driver, all_levers=all_levers, budget_s=budget_s, pid=pid)
     if not any(gpu.result is Result.HUNG for gpu in report.gpus):
         driver.close()  # would wait for the hung call
     return report

@@ -31,12 +31,14 @@ class Saved:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows by UUID. gpus: index and name; gaps: (UUID, start in ms, length in ms); parks by (UUID, begin in ms).
+    """Rows by UUID. gpus: index and name; since_ms: governed from then on; gaps: (UUID, start in ms, length in ms).
 
-    hours by (UUID, hours since 1970), to be added to what is there; saved likewise. lost: rows there was no room for.
+    parks by (UUID, begin in ms); hours by (UUID, hours since 1970), to be added to what is there; saved likewise.
+    lost: rows there was no room for.
     """
 
     gpus: dict[str, tuple[int, str]] = field(default_factory=dict)
+    since_ms: dict[str, int] = field(default_factory=dict)
     gaps: list[tuple[str, int, int]] = field(default_factory=list)
     parks: dict[tuple[str, int], Park] = field(default_factory=dict)
     hours: dict[tuple[str, int], Hour] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class Batch:
     def add(self, later: Batch) -> None:
         """Put what came later behind this, which could not be written."""
         self.gpus |= later.gpus
+        self.since_ms = later.since_ms | self.since_ms
         for gap in later.gaps:
             self.add_gap(*gap)
         for (uuid, at_ms), park in later.parks.items():

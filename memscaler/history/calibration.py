@@ -39,7 +39,7 @@ def load(state_dir: Path, complain: Callable[..., object] = _nobody) -> dict[str
         if told["format"] != FORMAT:
             raise ValueError(f"it has format {told['format']!r}")  # noqa: TRY301  # of another memscaler
         entries = list(told["gpus"].values())[:MOST_GPUS]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         _tell(complain, state_dir, error)

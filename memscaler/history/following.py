@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from memscaler.core.energy import Account
 from memscaler.core.model import SECOND_NS, Public
+from memscaler.core.summary import CLIENTS
 from memscaler.history.tables import HOUR_S, Hour, Park
 
 HOUR_NS = HOUR_S * SECOND_NS
@@ -71,14 +72,21 @@ class _Tally:
 
 @dataclass(slots=True)
 class Following:
-    """One GPU. account: the last one that was seen; untold_ns: time by (hour, state) whose energy is not known yet."""
+    """One GPU. account: the last one that was seen; untold_ns: time by (hour, state) whose energy is not known yet.
+
+    ended: the last park that was told with its end; its wake may still be on the way.
+    """
 
     account: Account
     park: Parking | None = None
     untold_ns: dict[tuple[int, str], int] = field(default_factory=dict)
+    ended: Parking | None = None
 
-    def hours(self, now: Account, wall_ns: int) -> Mapping[int, Hour]:
-        """Hour since 1970 -> what `now` has more than the account before. wall_ns: what time `now.at_ns` was."""
+    def hours(self, now: Account, wall_ns: int, reason: str = "") -> Mapping[int, Hour]:
+        """Hour since 1970 -> what `now` has more than the account before.
+
+        wall_ns: what time `now.at_ns` was. reason: of the change, if a park ends: only a client's is a wake.
+        """
         before, hour_now = self.account, wall_ns // HOUR_NS
         told: defaultdict[int, _Tally] = defaultdict(_Tally)
         for hour, share_of in _cut(wall_ns - (now.at_ns - before.at_ns), wall_ns):
@@ -93,7 +101,7 @@ class Following:
         if (now.state is Public.PARKED) is not (before.state is Public.PARKED):
             begins = now.state is Public.PARKED
             told[hour_now].parks += begins
-            told[hour_now].wakes += not begins
+            told[hour_now].wakes += not begins and reason in CLIENTS
         return {hour: tally.row(hour) for hour, tally in told.items()}
 
     def _settle(self, now: Account, hour_now: int, told: defaultdict[int, _Tally]) -> None:
@@ -120,6 +128,17 @@ class Following:
             self.park.source = now.source
         untold_ns.clear()
 
+    def woke(self, latency_s: float) -> Parking | None:
+        """The driver call of a wake returned. Answers with the park, if its end was told without this."""
+        if self.park is not None:
+            self.park.latency_s = latency_s
+            return None
+        park = self.ended if self.account.state is Public.AWAKE else None
+        if park is None or park.reason not in CLIENTS:
+            return None
+        park.latency_s = latency_s
+        return park
+
     def parks(self, now: Account, wall_ns: int, idle_s: float, reason: str) -> Iterator[Parking]:
         """The parks of which there is something to tell, after `hours`. reason: of the change, if it is a wake."""
         before, park = self.account, self.park
@@ -128,7 +147,7 @@ class Following:
             park.until_ns, park.reason = since_ns, reason
         begins = now.state is Public.PARKED and before.state is not Public.PARKED
         if park is not None and park.until_ns is not None and (begins or not now.unsampled_ns[Public.PARKED]):
-            self.park = None
+            self.park, self.ended = None, park
             yield park
         if begins:
             self.park = Parking(since_ns, idle_s, now.baseline_w, before.state_energy_j[Public.PARKED])

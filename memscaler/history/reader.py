@@ -35,7 +35,10 @@ READABLE_BY = "run as root, or as a member of group memscaler"
 class HistoryMissing(MemscalerError):
     """There is no history."""
 
-    hint = "memscaler begins one ten minutes after its start, in state_dir (`memscaler config show`)"
+    hint = (
+        "memscaler begins one ten minutes after its start, or when it ends, in state_dir (`memscaler config show`); "
+        "of a simulated daemon: --simulate BOARDS and --runtime-dir DIR as it has them, or --state-dir DIR"
+    )
 
 
 class HistoryUnreadable(MemscalerError):

@@ -105,6 +105,7 @@ class Store:
             with contextlib.suppress(FileExistsError):  # another one was faster
                 self._make()
             self._is_there()
+        self._share()
         path = f"file:{quote(str(self.path))}?mode=rw"
         with contextlib.closing(sqlite3.connect(path, uri=True, timeout=WAIT_S, isolation_level=None)) as connection:
             try:
@@ -132,15 +133,21 @@ class Store:
         return True
 
     def _make(self) -> None:
-        """Empty; for this user, and the group that may read the status."""
+        """Empty; for this user so far."""
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with contextlib.suppress(KeyError, PermissionError):  # no such group, or one that is not ours to give to
-                os.fchown(fd, -1, grp.getgrnam(GROUP).gr_gid)
-                os.fchmod(fd, 0o640)
-        finally:
-            os.close(fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(self.path, flags, 0o600))
+
+    def _share(self) -> None:
+        """Let the group read it, if there is such a group and it is ours to give to: it may have come after the file.
+
+        By its path, in a directory where nobody else writes: to close a descriptor of it would end SQLite's locks.
+        """
+        with contextlib.suppress(KeyError, OSError):
+            group = grp.getgrnam(GROUP).gr_gid
+            if self.path.lstat().st_gid != group:
+                self.path.chmod(0o640)
+                os.chown(self.path, -1, group, follow_symlinks=False)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.text_factory = readable
@@ -210,7 +217,7 @@ def _damage(error: Exception, connection: sqlite3.Connection, path: Path) -> str
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 _KNOW = """
-INSERT INTO gpu (uuid, nvml_index, name, first_ms, last_ms) VALUES (?1, ?2, ?3, ?4, ?4)
+INSERT INTO gpu (uuid, nvml_index, name, first_ms, last_ms) VALUES (?1, ?2, ?3, ?5, ?4)
 ON CONFLICT (uuid) DO UPDATE SET last_ms = ?4,
 nvml_index = CASE WHEN ?2 < 0 THEN nvml_index ELSE ?2 END, name = CASE WHEN ?2 < 0 THEN name ELSE ?3 END
 """
@@ -251,7 +258,8 @@ def _know(connection: sqlite3.Connection, batch: Batch) -> dict[str, int]:
     for uuid in _named(batch):
         if uuid in known or len(known) < MOST_GPUS:
             known.setdefault(uuid, 0)
-            connection.execute(_KNOW, (uuid, *batch.gpus.get(uuid, (-1, "")), now_ms))
+            since_ms = min(batch.since_ms.get(uuid, now_ms), now_ms)
+            connection.execute(_KNOW, (uuid, *batch.gpus.get(uuid, (-1, "")), now_ms, since_ms))
     return _ids(connection)
 
 

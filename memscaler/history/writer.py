@@ -49,6 +49,7 @@ class History:
         self._counted_j: dict[str, float] = {}
         self._following: dict[str, Following] = {}
         self._names: dict[str, tuple[int, str]] = {}
+        self._since_ns: dict[str, int] = {}
         self._due_ns = 0  # 0: all is written down, or is being
         self._not_before_ns = 0
         self._worker: threading.Thread | None = None
@@ -72,6 +73,7 @@ class History:
         """This GPU is governed from now on; account: that of this run, which is new."""
         if self._writes:
             self._names[uuid] = (index, name.encode("utf-8", "replace").decode())
+            self._since_ns[uuid] = time.monotonic_ns()
             self._following[uuid] = Following(account)
 
     def follow(self, uuid: str, account: Account, idle_s: float = 0.0, reason: str = "") -> None:
@@ -80,7 +82,7 @@ class History:
         if following is not None:
             passed_ns = account.at_ns - following.account.at_ns
             wall_ns = max(_wall_ns(account.at_ns), passed_ns)  # a clock may say 1970, but nothing was before
-            for hour, more in following.hours(account, wall_ns).items():
+            for hour, more in following.hours(account, wall_ns, reason).items():
                 self._batch.add_hour(uuid, hour, more)
             for park in following.parks(account, wall_ns, idle_s, reason):
                 self._tell_park(uuid, park)
@@ -91,8 +93,9 @@ class History:
     def woke(self, uuid: str, latency_s: float) -> None:
         """A connection woke it, and the driver call returned that much later."""
         following = self._following.get(uuid)
-        if following is not None and following.park is not None:
-            following.park.latency_s = latency_s
+        park = None if following is None else following.woke(latency_s)
+        if park is not None and (uuid, park.at_ns // _MS_NS) in self._batch.parks:  # what is written stays as it is
+            self._tell_park(uuid, park)
 
     def gap(self, gap: Gap) -> None:
         """No work from its begin to its end."""
@@ -139,13 +142,17 @@ class History:
             self._take_back()
             batch, self._batch, self._due_ns = self._batch, Batch(), 0
             batch.gpus = dict(self._names)
+            batch.since_ms = {uuid: max(0, _wall_ns(at_ns) // _MS_NS) for uuid, at_ns in self._since_ns.items()}
             self._not_before_ns = time.monotonic_ns() + SOONEST_NS
             self._start(batch)
 
     def close(self) -> None:
         """The end: write what is not written yet, if the disk takes it in time."""
-        for uuid in tuple(self._following):
-            self.forget_count(uuid)
+        try:
+            for uuid in tuple(self._following):
+                self.forget_count(uuid)
+        except Exception:  # a mistake in bookkeeping; the GPUs are awake, and the end is to say so
+            log.exception("history.not_ended")
         for _ in range(2):  # what is being written now may lack the last of it
             self._join(LAST_WRITE_S)
             if not self._is_busy() and (self._batch or self._unwritten):

@@ -67,6 +67,8 @@ class WorkRings:
                 spans.append((begin_ns, end_ns))
             elif index >= seen:  # else that was reported already
                 lost_ns = None
+        if count - first > SPANS // 2 and self._of(slot)[0] - first > SPANS:
+            lost_ns = None  # the kernel was about to write over what we read: it counts first
         return Spans(() if lost_ns is None else tuple(spans), count, lost_ns)
 
     def _of(self, slot: int) -> Sequence[int]:

@@ -66,10 +66,10 @@ def calibrating(
 
 @contextmanager
 def parked_by_it(
-    runtime_dir: Path, driver: SimulatedDriver, *, env: Mapping[str, str] | None = None
+    runtime_dir: Path, driver: SimulatedDriver, *, names: str = "a40", env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """At the moment when the first board is parked, its clocks down, for a minute."""
-    with calibrating(runtime_dir, "--hold", "20s", env=env) as running:
+    with calibrating(runtime_dir, "--hold", "20s", names=names, env=env) as running:
         eventually(lambda: driver.boards[0].parked or running.poll() is not None, within_s=60)
         assert running.poll() is None, running.communicate()
         yield running

@@ -1,15 +1,27 @@
 """A daemon's GPUs are its own until it has let go of them; what was measured it uses from its next start or reload on."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 from memscaler.core.calibration import Calibration, Spread
+from memscaler.core.snapshot import Identity
+from memscaler.daemon import lock
+from memscaler.gpu.journal import Journal
 from memscaler.history.calibration import load, save
-from tests.calibrate.bench import SHORT, calibrate, parked_by_it, words_of
+from tests.calibrate.bench import SHORT, calibrate, calibrating, parked_by_it, words_of
 from tests.doctor.bench import memscaler
 from tests.governor import connect, eventually, governing, listener, port_of
+
+RECORD = """
+from memscaler.core.snapshot import Identity
+from memscaler.gpu.journal import Journal
+Journal({folder!r}).record({identity!r}, "memory-clock", 405)
+"""
 
 
 def daemon_says(runtime_dir):
@@ -49,19 +61,69 @@ def test_while_it_has_let_go(tmp_path):
             assert governor.stop() == 0
 
 
-def test_it_is_resumed_meanwhile(tmp_path):
-    """The daemon wakes what it finds parked; calibrate notices, and leaves the GPU to it."""
-    with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:
-        where = ("--runtime-dir", str(tmp_path))
-        assert memscaler("release", *where).returncode == 0
-        with parked_by_it(tmp_path, governor.driver) as running:
-            assert memscaler("resume", *where).returncode == 0
-            eventually(lambda: not governor.driver.boards[0].locks, within_s=30)
-            code, _ = words_of(running)
-            assert code == 1
-        eventually(lambda: daemon_says(tmp_path)["mode"] == "governing", within_s=30)
-        assert not governor.driver.boards[0].locks
-        assert governor.stop() == 0
+def test_a_resume_is_refused_meanwhile(tmp_path):
+    """Until calibrate has ended, also by kill -9: what it measures must not be parked by the daemon."""
+    arguments = ("--idle-after", "200ms")
+    with listener() as server, listener() as second:
+        ports = ("--port", f"{port_of(server)}:gpu0", "--port", f"{port_of(second)}:gpu1")
+        with governing(tmp_path, "a40,a40", *ports, *arguments) as governor:
+            where = ("--runtime-dir", str(tmp_path))
+            assert memscaler("release", *where).returncode == 0
+            with parked_by_it(tmp_path, governor.driver, names="a40,a40") as running:
+                refused = memscaler("resume", *where)
+                assert (refused.returncode, f"GPUs are being calibrated (pid {running.pid})" in refused.stderr) == (
+                    1,
+                    True,
+                )
+                assert "try again when it has ended" in refused.stderr
+                assert daemon_says(tmp_path)["mode"] == "released"
+                assert governor.driver.boards[0].parked
+                assert not governor.driver.boards[1].parked
+                running.kill()
+                eventually(lambda: memscaler("resume", *where).returncode == 0, within_s=30)
+            eventually(lambda: len(Journal(tmp_path / "journal").entries()) == 2, within_s=30)
+            assert {entry.pid for entry in Journal(tmp_path / "journal").entries()} == {governor.pid}
+            assert governor.stop() == 0
+
+
+def test_a_daemon_does_not_begin_meanwhile(tmp_path):
+    """Neither where calibrate has the daemon's lock, too, nor where that is free again."""
+    with listener() as server:
+        words = ("run", "--port", f"{port_of(server)}:gpu0", "--simulate", "a40", "--runtime-dir", str(tmp_path))
+        lock.prepare_runtime_dir(tmp_path)
+        held = lock.acquire_calibration(tmp_path)
+        for also in ("calibrate alone", "beside a daemon that is gone"):
+            mine = lock.acquire(tmp_path) if also == "calibrate alone" else -1
+            refused = memscaler(*words)
+            assert (refused.returncode, f"GPUs are being calibrated (pid {os.getpid()})" in refused.stderr) == (1, True)
+            if mine >= 0:
+                os.close(mine)
+        os.close(held)
+
+
+def test_two_at_once(runtime_dir, boards):
+    """The second names the first."""
+    driver = boards("a40")
+    with parked_by_it(runtime_dir, driver) as running:
+        told = calibrate(runtime_dir, "a40", "gpu0", *SHORT)
+        assert (told.code, f"GPUs are being calibrated (pid {running.pid})" in told.errors) == (1, True)
+
+
+def test_another_memscaler_parks_it_meanwhile(runtime_dir, boards):
+    """Of whatever directory it reads: nothing of that round is kept, and its park stays."""
+    driver = boards("a40")
+    with calibrating(runtime_dir, "--hold", "2s", "--rounds", "1") as running:
+        board = driver.boards[0]
+        eventually(lambda: board.parked, within_s=60)
+        eventually(lambda: not board.parked, within_s=60)
+        identity = Identity(0, board.uuid, board.pci_bus_id, "A40")
+        other = subprocess.run(
+            [sys.executable, "-c", RECORD.format(folder=str(runtime_dir / "journal"), identity=identity)], check=False
+        )
+        code, words = words_of(running)
+        assert (other.returncode, code, "another memscaler has parked it" in words) == (0, 1, True), words
+    assert load(runtime_dir) == {}
+    assert [entry.uuid for entry in Journal(runtime_dir / "journal").entries()] == [board.uuid]
 
 
 def test_a_reload_reads_it(tmp_path):

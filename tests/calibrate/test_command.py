@@ -1,14 +1,24 @@
 """The command: what it asks for, what it prints, what it writes."""
 
 import json
+import os
+import pty
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from memscaler.cli.calibrate.text import text
+from memscaler.core.calibration import Calibration, Spread
+from memscaler.core.snapshot import Identity
+from memscaler.daemon.calibrate.measure import Result
 from memscaler.history.calibration import FILE, load
 from tests.calibrate.bench import RESET, SET, SHORT, calibrate
-from tests.doctor.bench import memscaler
+from tests.doctor.bench import clean_environment, command, memscaler
+from tests.governor import connect, listener, port_of
 
+WHO = Identity(0, "GPU-1", "00000000:3B:00.0", "A40")
 KEYS = Path(__file__).with_name("calibrate.keys")
 
 
@@ -48,7 +58,8 @@ def test_text_and_plots(runtime_dir, boards):
     assert max(map(len, lines)) <= 80
     assert lines[0] == "gpu0  NVIDIA A40, memory-clock at 405 MHz, 1 round"
     words = " ".join(result.stdout.split())
-    assert "Parking spares 62 W and pays for every silence longer than" in words
+    assert "Parking spares 62 W. Its break-even in energy is a silence of" in words
+    assert "no watched port is known: clients were not looked for" in words
     assert "A wake costs the first answer about" in words
     assert {path.name for path in runtime_dir.glob("*.svg")} == {"round-gpu0.svg", "round-gpu1.svg"}
     assert "power settled" in (runtime_dir / "round-gpu0.svg").read_text()
@@ -132,3 +143,41 @@ def test_a_file_that_is_damaged(runtime_dir, boards):
     (runtime_dir / FILE).write_text('{"format": 1, "gpus": {"GPU-')
     assert calibrate(runtime_dir, "a40", "gpu0", *SHORT).code == 0
     assert list(json.loads((runtime_dir / FILE).read_text())["gpus"]) == [driver.boards[0].uuid]
+
+
+def test_on_a_terminal_each_round_is_a_line(runtime_dir, boards):
+    """Nine seconds without a word look like a hang."""
+    boards("a40")
+    ours, theirs = pty.openpty()
+    where = ("--simulate", "a40", "--runtime-dir", str(runtime_dir))
+    words = command("calibrate", "gpu0", "--rounds", "2", "--hold", "1s", *where)
+    subprocess.run(words, env=clean_environment(), cwd="/", stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+    os.close(theirs)
+    told = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    assert told == ["gpu0: 2 rounds of 2 s and more; first 1 s awake", "gpu0: round 1 of 2", "gpu0: round 2 of 2"]
+
+
+def test_a_port_of_the_command_line(runtime_dir, boards):
+    """As for `run`: whoever is connected there is not disturbed, and then it is said no more that nobody is known."""
+    boards("a40")
+    with listener() as server:
+        watch = ("--port", f"{port_of(server)}:gpu0")
+        with connect(server):
+            told = calibrate(runtime_dir, "a40", "gpu0", *watch, *SHORT)
+            assert (told.code, told.gpu()["problem"]) == (1, f"a client is connected to port {port_of(server)}")
+    with listener() as server:
+        told = calibrate(runtime_dir, "a40", "gpu0", "--port", f"{port_of(server)}:gpu0", *SHORT)
+        assert (told.code, told.gpu()["clients_looked_for"]) == (0, True)
+
+
+@pytest.mark.parametrize(("switch_j", "said"), [(1.2, "less than about 40 ms"), (19.0, "306 ms")])
+def test_a_break_even_that_is_not_known(switch_j, said):
+    """A switch energy that may be nothing is no firm figure."""
+
+    def sure(value):
+        return Spread(value, value, value)
+
+    known = Calibration("GPU-1", "A40", 0.0, "0", "1", rounds=5, awake_w=sure(80.0), parked_w=sure(18.0))
+    known = replace(known, switch_j=sure(switch_j), switch_error_j=1.3)
+    assert f"Its break-even in energy is a silence of {said};" in " ".join(text(Result(WHO, known)).split())

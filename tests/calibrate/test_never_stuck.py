@@ -16,7 +16,7 @@ def test_interrupted_while_parked(runtime_dir, boards, number):
     driver = boards("a40")
     with parked_by_it(runtime_dir, driver) as running:
         running.send_signal(number)
-        assert running.wait(60) == 130
+        assert words_of(running) == (130, "memscaler: interrupted; gpu0 is awake, nothing was written")
         assert is_clean(runtime_dir, driver.boards[0])
     assert load(runtime_dir) == {}
 

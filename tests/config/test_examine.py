@@ -24,7 +24,7 @@ def test_all_that_is_wrong_at_once(tmp_path):
         f"{file}:5: 'docker' is no kind of scope (did you mean 'container'? There are netns, pid, unit, container or host)",
         f"{file}:4: 'card' names no GPU (write gpu0, GPU-<uuid> or a PCI address such as 0000:3b:00.0)",
         f"{file}:6: 'a40' names no GPU (write gpu0, GPU-<uuid> or a PCI address such as 0000:3b:00.0)",
-        f"{file}:7: '1h30' is not a time (write 60s, 500ms, 2m or 1.5)",
+        f"{file}:7: '1h30' is not a time (write 60s, 500ms, 2m or 1.5), nor \"auto\"",
         "MEMSCALER_TOUCH: 'soon' is not a time (write 60s, 500ms, 2m or 1.5)",
     )
 

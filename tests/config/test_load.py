@@ -112,6 +112,8 @@ def test_the_runtime_directory_of_systemd():
         ("idle_after = 0.01", "0.01 is out of range: at least 0.1 s"),
         ('idle_after = "9999h"', "'9999h' is out of range: at most a year"),
         ('idle_after = "-1s"', "is not a time"),
+        ('idle_after = "automatic"', "'automatic' is not a time (write 60s, 500ms, 2m or 1.5), nor \"auto\""),
+        ("wait_price = -3", "-3 is not a whole number from 0 to 1000000"),
         ('lever = "voltage"', "'voltage' is none of auto, memory-clock, graphics-clock, pstate"),
         ('dry_run = "maybe"', "'maybe' is neither true nor false"),
         ('metrics = "9823"', "'9823' is no address to listen on"),

@@ -14,6 +14,8 @@ from tests.governor import connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 
+QUIET_W = 80.0  # of a simulated A40 with its clocks up
+
 
 def work(server) -> None:
     """A client says something, is answered, and goes."""
@@ -39,9 +41,9 @@ def a_park(governor, client: Client, server) -> None:
     eventually(lambda: len(governor.events("gpu.woken")) > count)
 
 
-def governs(folder, server, **more):
+def governs(folder, server, board="a40", **more):
     """One that keeps its history in this folder."""
-    arguments = ["a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "2500ms"]
+    arguments = [board, "--port", f"{port_of(server)}:gpu0", "--idle-after", "2500ms"]
     return governing(folder.parent / "run", *arguments, env={"MEMSCALER_STATE_DIR": str(folder)}, **more)
 
 
@@ -72,9 +74,30 @@ def test_what_happened_is_kept(tmp_path):
     assert start_s == pytest.approx(park.at_unix_s - park.idle_s, abs=0.5)
     assert start_s + length_s == pytest.approx(park.until_unix_s, abs=0.5)
     assert sum(hour.saved_j for hour in hours) == pytest.approx(total_j)
-    assert sum(hour.parks for hour in hours) == sum(hour.wakes for hour in hours) == len(parks)
+    assert sum(hour.parks for hour in hours) == len(parks)
+    assert sum(hour.wakes for hour in hours) == sum(park.reason == "connection" for park in parks)
+    assert known.first_unix_s == pytest.approx(moment(governor, "memscaler.started"), abs=2)
     lived_s = moment(governor, "memscaler.stopped") - moment(governor, "memscaler.started")
     assert sum(sum(hour.state_s.values()) for hour in hours) == pytest.approx(lived_s, abs=2)
+
+
+def test_how_long_the_wakes_of_a_card_without_a_counter_took(tmp_path):
+    """It is known only after the park's end was told."""
+    folder = tmp_path / "state"
+    with listener() as server, governs(folder, server, "p40") as governor:
+        work(server)
+        for parks in (1, 2):
+            eventually(lambda parks=parks: parked_times(governor) == parks, within_s=30)
+            work(server)
+            eventually(lambda parks=parks: len(governor.events("gpu.woken")) >= parks)
+        assert governor.stop() == 0
+        logged_us = [event["latency_us"] for event in governor.events("gpu.woken") if "latency_us" in event]
+    with open_history(folder) as history:
+        (gpu,) = history.gpus()
+        parks = [park for park in history.parks(gpu.uuid) if park.reason == "connection"]
+    assert {park.source for park in parks} == {"integrated"}
+    assert [int(park.latency_s * 1e6) for park in parks] == pytest.approx(logged_us, abs=1)
+    assert len(parks) >= 2
 
 
 def test_a_daemon_that_is_killed(tmp_path):
@@ -101,3 +124,31 @@ def test_a_daemon_that_is_killed(tmp_path):
             assert history.totals()[uuid][0] > total_j + 30
             assert history.parks(uuid)[: len(parks)] == parks
     assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+def test_no_baseline_shows_work(tmp_path):
+    """Touches let a GPU park, and put some load on it: what it drew in the second after is not what it draws quiet."""
+    folder = tmp_path / "state"
+    with listener() as server, governs(folder, server, by_connections=False) as governor:
+        (board,) = governor.driver.boards
+        eventually(lambda: parked_times(governor) or a_touch(server, board), within_s=60)
+        assert governor.stop() == 0
+    with open_history(folder) as history:
+        (gpu,) = history.gpus()
+        parks = history.parks(gpu.uuid)
+    assert parks
+    assert max(park.baseline_w or 0.0 for park in parks) <= QUIET_W
+
+
+def parked_times(governor) -> int:
+    """By its log: asking it would have it take a reading."""
+    return sum(event["state"] == "parked" for event in governor.events("gpu.changed_state"))
+
+
+def a_touch(server, board) -> None:
+    """A client that is soon gone, and the load that it causes; then a pause in which an average shows it."""
+    board.set_utilization(90)
+    work(server)
+    time.sleep(0.05)
+    board.set_utilization(0)
+    time.sleep(0.3)

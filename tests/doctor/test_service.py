@@ -136,6 +136,11 @@ def test_the_history(machine):
         Result.WARN,
         HistoryUnreadable.hint,
     )
+    (folder / FILE).rename(folder / f"{FILE}.damaged")
+    finding = machine.check("MS-UNIT-04")
+    assert (finding.result, f"{FILE}.damaged" in finding.seen) == (Result.WARN, True)
+    fill(folder, gaps=[(1.0, 1.0)])
+    assert {each.result for each in machine.findings("MS-UNIT-04")} == {Result.PASS, Result.WARN}
     folder.chmod(0o777)
     assert "chmod go-w" in machine.check("MS-UNIT-04").remedy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
 from pathlib import Path
 
@@ -54,3 +56,15 @@ def test_other_files_are_left_alone(journal: Journal) -> None:
     (journal.directory / "GPU-5678.1.tmp").write_text("{")
     (journal.directory / "state.json").write_text("{}")
     assert [entry.uuid for entry in journal.entries()] == ["GPU-1234"]
+
+
+def test_who_wrote_it(journal: Journal) -> None:
+    """An entry has its writer's pid; one of an older version, or that cannot be read, has none."""
+    entry = journal.record(GPU, "memory-clock", 405)
+    assert (entry.pid, journal.entries_of(os.getpid()), journal.entries_of(None)) == (os.getpid(), (entry,), (entry,))
+    assert journal.entries_of(1) == ()
+    path = journal.directory / f"{GPU.uuid}.json"
+    older = json.loads(path.read_text())
+    del older["pid"]
+    path.write_text(json.dumps(older))
+    assert (journal.entries_of(0), journal.entries_of(os.getpid())) == (journal.entries(), ())

@@ -108,6 +108,21 @@ def test_broken_entry_resets_every_lever(simulate: Simulate, journal: Journal) -
     assert journal.entries() == ()
 
 
+def test_of_one_process_only(simulate: Simulate, journal: Journal) -> None:
+    """Who watches over one process leaves alone what another one has parked."""
+    machine = simulate("a40")
+    driver = machine.driver()
+    gpu = driver.gpus[0]
+    lever = choose(gpu).levers[0]
+    entry = journal.record(gpu.identity, lever.name, lever.target)
+    lever.apply()
+    assert restore(journal, driver, pid=os.getpid() + 1).gpus == ()
+    assert machine.boards[0].locks
+    assert journal.entries() == (entry,)
+    assert restore(journal, driver, pid=os.getpid()).ok
+    assert not machine.boards[0].locks
+
+
 def test_all(simulate: Simulate, journal: Journal) -> None:
     """`--all` resets every lever of every GPU without a journal, and minds no board that lacks one."""
     boards = ("a40", "p40", "a100", "h100", "t4", "v100", "vgpu", "a100-mig")

@@ -18,7 +18,8 @@ from memscaler.history.following import HOUR_NS, Following
 from memscaler.history.reader import open_history
 from memscaler.history.tables import FILE, STATES, Hour
 from memscaler.history.writer import History
-from tests.history.filled import GPU, NAME
+from tests.governor import eventually
+from tests.history.filled import GPU, NAME, opened
 
 START_NS = 500_000 * HOUR_NS + HOUR_NS - 30 * SECOND_NS  # half a minute before an hour ends
 A_WHILE_NS = st.integers(0, 2 * HOUR_NS) | st.integers(0, 90 * SECOND_NS)
@@ -158,6 +159,52 @@ def test_a_park_and_what_it_saved():
     assert park.until_unix_s == START_NS / SECOND_NS + 15
     assert (park.reason, park.source) == ("connection", "counter")
     assert (park.energy_j, park.saved_j) == (200.0, 600.0)
+
+
+@pytest.mark.parametrize("source", ["counter", "integrated"])
+def test_a_wake_that_is_told_late(tmp_path, source):
+    """A card without a counter has its park told at once when it ends; the driver call returns after that."""
+    history, now_ns = History(tmp_path), time.monotonic_ns()
+    account = open_account(Public.AWAKE, now_ns)
+    history.take_on(GPU, 0, NAME, account)
+
+    def follow(now: Account, reason: str = "") -> None:
+        nonlocal account
+        account = now
+        history.follow(GPU, account, 1.0, reason)
+
+    for second, latency_s in ((10, 0.012), (20, 0.0002), (30, None)):
+        for more, state, reason in ((0, Public.COOLING, ""), (2, Public.PARKED, "quiet"), (8, Public.AWAKE, "hold")):
+            at_ns = now_ns + (second + more) * SECOND_NS
+            follow(observe_state(account, state, at_ns), "connection" if latency_s and more == 8 else reason)
+            if state is Public.AWAKE and latency_s:
+                history.woke(GPU, latency_s)
+            energy_j = 10.0 * (second + more) if source == "counter" else None
+            follow(observe_reading(account, GpuReading(at_ns, 10.0, energy_j, utilization_ratio=0.0)))
+    history.woke(GPU, 0.5)  # of a park that never was: the driver was asked, and a client came before it had parked
+    history._following.clear()
+    history.close()
+    with open_history(tmp_path) as kept:
+        parks, (hour, *more) = kept.parks(GPU), kept.hours(GPU)
+    assert [park.source for park in parks] == [source] * 3
+    assert [park.latency_s for park in parks] == [0.012, 0.0002, None]
+    assert [park.reason for park in parks] == ["connection", "connection", "hold"]
+    assert sum(each.parks for each in (hour, *more)) == 3
+    assert sum(each.wakes for each in (hour, *more)) == 2, "a hold is no client"
+
+
+def test_governed_since_before_the_first_write(tmp_path):
+    """What is known of a GPU begins when it is taken on, not with the first batch."""
+    began_s = time.time()
+    history = opened(tmp_path)
+    taken_s = time.time()
+    eventually(lambda: time.time() > taken_s + 0.2)
+    history.count(GPU, 1.0)
+    history.close()
+    with open_history(tmp_path) as kept:
+        (gpu,) = kept.gpus()
+    assert began_s - 0.01 <= gpu.first_unix_s <= taken_s + 0.01
+    assert gpu.last_unix_s > taken_s + 0.19
 
 
 def test_two_parks_without_a_reading_between_them():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import random
 import shutil
@@ -79,6 +80,22 @@ def test_killed_at_any_moment(tmp_path):
         assert kept is not None
         assert kept.saved[GPU].total_j == len(found) // 200
         nth = len(found) // 200
+
+
+def test_a_group_that_comes_later(tmp_path, monkeypatch):
+    """Its members may read what was begun before it was there; nothing else is changed by a later opening."""
+    group = grp.getgrnam("games")  # of every Debian; nobody is in it
+    monkeypatch.setattr(stores, "GROUP", "nobody-has-this-group")
+    fill(tmp_path)
+    before = (tmp_path / FILE).stat()
+    assert before.st_mode & 0o777 == 0o600
+    monkeypatch.setattr(stores, "GROUP", group.gr_name)
+    Store(tmp_path, Limits()).kept()
+    after = (tmp_path / FILE).stat()
+    assert (after.st_mode & 0o777, after.st_gid, after.st_uid) == (0o640, group.gr_gid, before.st_uid)
+    (tmp_path / FILE).chmod(0o600)  # by its owner's will
+    fill(tmp_path)
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_one_half_written_is_told_to_who_may_not_mend_it(tmp_path):

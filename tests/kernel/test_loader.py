@@ -123,7 +123,8 @@ def test_cgroup2_of_a_container(through):
     child = Path(loader.cgroup2_root()) / f"ms-test-{os.getpid()}"
     child.mkdir()
     try:
-        mount = f"umount -l {cgroup_mounts()[0]}; mount -t cgroup2 none {cgroup_mounts()[0]}"
+        mounts = cgroup_mounts()
+        mount = f"{'; '.join(f'umount -l {path}' for path in mounts)}; mount -t cgroup2 none {mounts[0]}"
         enter = f'echo $$ > {child}/cgroup.procs\nexec {UNSHARE} --cgroup sh -c \'{PRIVATE}; {mount}; exec {PYTHON} "$@"\' sh "$@"'
         attached = load(through(enter))
         assert not attached.sees_every_open

@@ -5,7 +5,8 @@ from structlog.testing import capture_logs
 
 from memscaler.core.model import GovernorState, GpuState, Phase
 from memscaler.core.snapshot import Identity
-from memscaler.daemon.record import Facts, Recorder
+from memscaler.daemon.portrait import Facts
+from memscaler.daemon.record import Recorder
 from memscaler.history.writer import History
 
 

@@ -18,8 +18,9 @@ from memscaler.cli.report.gather import gather
 from memscaler.cli.report.period import read_period
 from memscaler.cli.report.price import read_price
 from memscaler.cli.report.text import report_text
-from memscaler.history.tables import FILE
+from memscaler.history.tables import FILE, Hour, Park
 from tests.cli.commands import ENVIRON
+from tests.history.filled import fill
 from tests.report.conftest import NOW_S
 from tests.report.recorded import Card, Recording, record, requests
 
@@ -169,6 +170,75 @@ def test_a_history_of_nothing(tmp_path):
     assert "No GPU was ever governed" in page.stdout
 
 
+def test_who_reads_no_further(fresh_month):
+    """As other tools: 141, and nothing on standard error; also where all of it would have been in one buffer."""
+    for args in (["--json"], []):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "memscaler", "report", "--state-dir", str(fresh_month), *args]
+        ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, env=ENVIRON, timeout=120)
+        os.close(writing)
+        assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_full_disk_behind_standard_output(fresh_month):
+    """One line that says so, and exit code 1."""
+    command = [sys.executable, "-m", "memscaler", "report", "--state-dir", str(fresh_month)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRON, timeout=120)
+    assert (ended.returncode, ended.stderr) == (1, b"memscaler: No space left on device\n")
+
+
+def test_a_first_look(tmp_path, zone):
+    """Two minutes of one GPU: no rows of days before it, times in seconds, small energies, and how old all this is."""
+    zone("UTC")
+    recording, card, begin_s = Recording(), Card(), NOW_S - 500.0
+    record(recording, card, [(begin_s, begin_s + 2), (begin_s + 120, begin_s + 121)], begin_s + 122, idle_after_s=100)
+    recording.write(tmp_path, {card.uuid: (begin_s, begin_s + 122)})
+    found = gather(tmp_path, [], read_period("7d", NOW_S), None)
+    text = report_text(found, Paint(False))
+    days = [line for line in text.splitlines() if line.startswith("2026-11-") and " to " not in line]
+    assert [line.split() for line in days] == [["2026-11-21", "2.5", "Wh", "0.31", "Wh", "3s", "1m", "41s", "18s", "1"]]
+    assert "records  none before 2026-11-21 21:51" in text
+    assert "recorded until 21:53: the daemon writes every ten minutes, and when it ends" in text
+    assert "parked   18s, 15 % of the quiet time" in text
+    assert "1 gap in 2m 2s is too little" in text
+    told = report_document(found)
+    assert told["recorded_until_unix_s"] == begin_s + 122
+    for day in told["days"]:
+        length_s = day["end_unix_s"] - day["start_unix_s"]
+        assert day["recorded_s"] + day["unrecorded_s"] == pytest.approx(length_s)
+    assert told["total"]["unrecorded_s"] > 7 * 86400
+
+
+def test_ends_of_parks_that_are_no_wakes(tmp_path, zone):
+    """They are told apart, by their reasons; times that only some wakes have say so."""
+    zone("UTC")
+    begin_s = NOW_S - 4000.0
+    reasons = [("connection", 0.012), ("connection", None), ("ledger", None), ("memscaler ends", None), ("hold", None)]
+    parks = [
+        Park(begin_s + at, begin_s + at + 5, 1.0, reason, latency_s, 80.0, 100.0, 300.0, "integrated")
+        for at, (reason, latency_s) in zip(range(0, 50, 10), reasons, strict=True)
+    ]
+    hour = Hour(begin_s // 3600 * 3600, {"parked": 25.0}, {"parked": 500.0}, 500.0, 1500.0, 0.0, 5, 3)
+    fill(tmp_path, parks=parks, hours=[hour])
+    found = gather(tmp_path, [], read_period("7d", NOW_S), None)
+    (gpu,) = report_document(found)["gpus"]
+    assert gpu["total"]["wakes"] == 3
+    assert gpu["total"]["other_ends"] == {"memscaler ends": 1, "hold": 1}
+    text = report_text(found, Paint(False))
+    assert "3; 12 ms median, 12 ms p99, 12 ms worst, known of 1 of 3" in text
+    assert "ended    1 by memscaler ends, 1 by hold" in text
+
+
+def test_a_state_dir_that_is_none(fresh_month):
+    """A file in its place is told as such."""
+    ended = report(fresh_month / FILE)
+    assert ended.returncode == 2
+    assert "is no directory" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 2
+
+
 def test_one_gap(tmp_path):
     """The first hour of a GPU: figures, and no advice."""
     now_s = time.time()
@@ -189,7 +259,8 @@ def test_a_damaged_calibration_is_no_obstacle(fresh_month):
     finally:
         path.unlink()
     assert json.loads(told.stdout)["gpus"][0]["what_if"]["costs"]["source"] == "observed"
-    assert "calibration.json is of no use" in told.stderr
+    assert "calibration.json is not as `memscaler calibrate` writes it" in told.stderr
+    assert "Error" not in told.stderr
 
 
 def test_colours_on_a_terminal(a_month, zone):
@@ -204,17 +275,22 @@ def test_colours_on_a_terminal(a_month, zone):
 
 
 def test_text_needs_no_matplotlib(fresh_month, tmp_path):
-    """Without it there is text; a page says what to install, and changes nothing."""
+    """Without it there is text, and a page with its tables, which says what to install; plots alone are refused."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text(
         "raise ModuleNotFoundError('not installed', name='matplotlib')"
     )
     path = f"{tmp_path}:{Path.cwd()}"
     assert report(fresh_month, PYTHONPATH=path).returncode == 0
-    ended = report(fresh_month, "--html", str(tmp_path / "page.html"), PYTHONPATH=path)
+    page = report(fresh_month, "--html", "-", PYTHONPATH=path)
+    assert page.returncode == 0, page.stderr
+    assert "-m pip install &#x27;matplotlib&gt;=3.8&#x27;" in page.stdout
+    assert "gpu1 by day" in page.stdout
+    assert "<svg" not in page.stdout
+    ended = report(fresh_month, "--plots", str(tmp_path / "plots"), PYTHONPATH=path)
     assert ended.returncode == 1
     assert "-m pip install 'matplotlib>=3.8'" in ended.stderr
-    assert not (tmp_path / "page.html").exists()
+    assert not (tmp_path / "plots").exists()
 
 
 def test_a_year(tmp_path):

@@ -54,7 +54,21 @@ def test_hours(zone):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "yesterday", "7", "-7d", "2026-13-01", "2026-02-30", "0000-00-00", "2030-01-01", "59m", "400d", "9999-12-31"],
+    [
+        "",
+        "yesterday",
+        "7",
+        "-7d",
+        "2026-13-01",
+        "2026-02-30",
+        "0000-00-00",
+        "2030-01-01",
+        "59m",
+        "0",
+        "3700d",
+        "2001-01-01",
+        "9999-12-31",
+    ],
 )
 def test_what_is_no_period(zone, text):
     """The message names the option, the hint what to write."""
@@ -62,6 +76,14 @@ def test_what_is_no_period(zone, text):
     with pytest.raises(UsageError, match="--since") as caught:
         read_period(text, at("2026-11-21T22:00:00+00:00"))
     assert "7d" in caught.value.hint
+    assert "ms" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_years(zone):
+    """The hours are kept for five; as a time or as a date."""
+    zone("UTC")
+    for text in ("500d", "1827d", "2020-01-01"):
+        assert read_period(text, at("2026-11-21T22:00:00+00:00")).days
 
 
 @given(

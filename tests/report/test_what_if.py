@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from memscaler.cli.report import words
 from memscaler.cli.report.gather import gather
 from memscaler.cli.report.period import read_period
+from memscaler.config.load import load
 from memscaler.core.costs import ASSUMED, Costs, Outcome
 from memscaler.core.summary import DAY_S
 from memscaler.core.what_if import BINS_S, ENOUGH_GAPS, Verdict, distribution, what_if, within
@@ -102,6 +103,28 @@ def test_the_model_of_the_timer_that_was_used_is_what_was_measured(tmp_path, zon
     assert found.used.outcome.wakes == pytest.approx(found.was.outcome.wakes, abs=1)
     assert found.used.outcome.parked_s == pytest.approx(found.was.outcome.parked_s, rel=0.001)
     assert sum(length_s for _, length_s in gpu.gaps) == pytest.approx(gpu.total.quiet_s, rel=0.001)
+
+
+def test_auto_goes_by_the_configuration(tmp_path, zone):
+    """The limit of wakes that a daemon would keep: that of the GPU goes before the general one."""
+    zone("UTC")
+    start_s, recording, card = NOW_S - DAY_S, Recording(), Card(noise_w=0.0)
+    work = [(start_s + 60 * number, start_s + 60 * number + 20) for number in range(1440)]
+    record(recording, card, work, NOW_S, idle_after_s=5.0)
+    recording.write(tmp_path, {card.uuid: (start_s, NOW_S)})
+    config = tmp_path / "config.toml"
+
+    def wakes_a_day(text: str) -> float:
+        config.write_text(text)
+        settings = load({}, {}, config)
+        (gpu,) = gather(tmp_path, [], read_period("2d", NOW_S), None, settings).gpus
+        auto = gpu.what_if.rows[-1]
+        assert auto.name == "auto"
+        return auto.a_day(auto.outcome.wakes)
+
+    few = f"[gpu.gpu{card.index}]\nwakes_per_hour = 4\n"
+    assert wakes_a_day("wakes_per_hour = 120\n") > 1000
+    assert wakes_a_day("wakes_per_hour = 120\n" + few) < 100
 
 
 @given(GAPS, st.floats(0, 1e6), st.floats(0, 1e6))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memscaler.cli.interrupts import leave, woken_first
-from memscaler.cli.options import Config, Json, RuntimeDir, Simulate
+from memscaler.cli.options import Config, Json, RuntimeDir, Simulate, setting
 from memscaler.cli.output import print_json, show
 from memscaler.cli.steer import duration_s
 from memscaler.core.errors import PermissionMissing, UsageError
@@ -52,6 +53,7 @@ def calibrate(  # each is an option
             show_default=False,
         ),
     ] = None,
+    port: Annotated[list[str] | None, setting("watch", "--port", "-p", metavar="PORT[@SCOPE][:GPU,...]")] = None,
     config: Config = None,
     simulate: Simulate = None,
     runtime_dir: RuntimeDir = None,
@@ -76,9 +78,10 @@ def calibrate(  # each is an option
         raise UsageError("name the GPUs, or --all" if not gpus else "either GPUs or --all", hint="calibrate gpu0")
     if plot is not None:
         plots.check(plot)
-    context, worker = _prepared(Worker, tuple(gpus or ()), rounds, hold_s, config, (simulate, runtime_dir))
+    flags = {"watch": port, "simulate": simulate, "runtime_dir": runtime_dir}
+    context, worker = _prepared(Worker, tuple(gpus or ()), rounds, hold_s, config, flags)
     found: list[Result] = []
-    with woken_first(context, worker):
+    with woken_first(context, worker, lambda: _last_word(context, worker, found)):
         try:
             _collect(worker, found, as_json=as_json)
         except Hung as error:
@@ -103,14 +106,13 @@ def _prepared(
     rounds: int,
     hold_s: float,
     config: Path | None,
-    where: tuple[str | None, str | None],
+    flags: Mapping[str, object],
 ) -> tuple[Context, Worker]:
     """Raise ConfigError, PermissionMissing, or what the simulated driver fails with."""
     from memscaler.cli.doctor import context_of
     from memscaler.config.load import load
     from memscaler.daemon.calibrate.measure import Wanted
 
-    flags = {"simulate": where[0], "runtime_dir": where[1]}
     load(flags, os.environ, config)  # which lever and which servers must not be guessed
     context = context_of(flags, config, probe=True)
     return context, make(context, Wanted(gpus, rounds, hold_s))
@@ -124,17 +126,28 @@ def _collect(worker: Worker, found: list[Result], *, as_json: bool) -> None:
     for told in worker.run():
         if isinstance(told, str):
             if watched:
-                sys.stderr.write(f"\r\x1b[K{told}")
-                sys.stderr.flush()
+                print(told, file=sys.stderr, flush=True)
             continue
-        if watched:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
         found.append(told)
         if not as_json:
             show(text(told) if first else f"\n{text(told)}")
             sys.stdout.flush()
         first = False
+
+
+def _last_word(context: Context, worker: Worker, found: list[Result]) -> str:
+    """After an interrupt, when the work has ended or was left behind."""
+    from memscaler.daemon.guardian import JOURNAL
+    from memscaler.gpu.journal import Journal
+
+    found += worker.rest()
+    written = [f"gpu{each.identity.index}" for each in found if each.calibration is not None]
+    others = [f"gpu{each.identity.index}" for each in found if each.calibration is None]
+    if worker.hung or Journal(context.settings.runtime_dir / JOURNAL).entries_of(os.getpid()):
+        return "interrupted, and a GPU may be parked still; its guardian wakes it, else: sudo memscaler restore"
+    awake = f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} awake" if others else "nothing is parked"
+    kept = f"what was measured of {', '.join(written)} was written" if written else "nothing was written"
+    return f"interrupted; {awake}, {kept}"
 
 
 def _draw(path: Path, found: list[Result]) -> None:

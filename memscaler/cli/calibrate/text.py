@@ -32,6 +32,7 @@ def document(result: Result) -> dict[str, object]:
         "ok": not result.problem,
         "problem": result.problem,
         "remedy": result.remedy,
+        "clients_looked_for": result.clients_looked_for,
         "calibration": None,
     }
     if known is not None:
@@ -59,6 +60,8 @@ def text(result: Result) -> str:
         lines += _sketch(result.last)
         if meaning := _meaning(known):
             lines += textwrap.wrap(meaning, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+    if result.clients_looked_for is False:
+        lines += labelled("no watched port is known:", "clients were not looked for; name it: --port 8080:gpu0")
     lines += labelled("NOT MEASURED:" if known is None else "NOT ALL:", plain(result.problem))
     lines += labelled("->", plain(result.remedy) if result.problem else "")
     return "\n".join(lines)
@@ -132,5 +135,13 @@ def _meaning(known: Calibration) -> str:
         return f"{wake} Its power cannot be read, so what a park saves cannot be told."
     if known.awake_w is None or known.parked_w is None or known.awake_w.median - known.parked_w.median < 1:
         return f"{wake} Parking spares less than a watt here."
-    pays = f"Parking spares {costs.spared_w:.0f} W and pays for every silence longer than {_time(costs.break_even_s)}."
-    return f"{pays} {wake}"
+    spares = f"Parking spares {costs.spared_w:.0f} W. Its break-even in energy is a silence of {_break_even(known)}"
+    return f'{spares}; idle_after = "auto" counts the price of waiting, too. {wake}'
+
+
+def _break_even(known: Calibration) -> str:
+    """In energy alone: no wake is said to cost what it is not known to cost."""
+    costs, error_j = known.costs(), known.switch_error_j or 0.0
+    if costs.switch_j > error_j:
+        return _time(costs.break_even_s)
+    return f"less than about {_time((costs.switch_j + error_j) / costs.spared_w)}"

@@ -64,8 +64,12 @@ def report(
         from memscaler.cli.report.files import check_page
 
         check_page(Path(html))  # before all the work
+    if state_dir:
+        state_dir = str(Path(state_dir).absolute())  # the settings know no current directory
+    if state_dir and Path(state_dir).exists() and not Path(state_dir).is_dir():
+        raise UsageError(f"--state-dir: {state_dir} is no directory", hint="name the one in which history.sqlite is")
     settings = settings_anyway({"state_dir": state_dir, "runtime_dir": runtime_dir, "simulate": simulate})
-    found = gather(settings.kept_in, gpus or [], period, cost)
+    found = gather(settings.kept_in, gpus or [], period, cost, settings)
     notes = _write(found, html, plots)
     _print(found, notes, silent=html == STDOUT, as_json=as_json)
 

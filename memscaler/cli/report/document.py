@@ -20,6 +20,7 @@ def report_document(report: Report) -> Document:
     return {
         "since_unix_s": period.start_unix_s,
         "until_unix_s": period.end_unix_s,
+        "recorded_until_unix_s": report.recorded_until_unix_s,
         "price": None if price is None else {"per_kwh": price.per_kwh, "currency": price.currency},
         "total": _sums(report.total, price) | {"margin_j": report.margin_j, "latency": _latency(report.latency)},
         "days": _days(period.days, report.days, price),
@@ -35,7 +36,12 @@ def _gpu(gpu: GpuReport, days: tuple[Day, ...], price: Price | None) -> Document
         "first_unix_s": gpu.first_unix_s,
         "last_unix_s": gpu.last_unix_s,
         "gone": gpu.gone,
-        "total": _sums(gpu.total, price) | {"margin_j": gpu.ground.margin_j, "latency": _latency(gpu.latency)},
+        "total": _sums(gpu.total, price)
+        | {
+            "margin_j": gpu.ground.margin_j,
+            "latency": _latency(gpu.latency),
+            "other_ends": dict(gpu.other_ends),
+        },
         "baseline": {
             "parks": gpu.ground.parks,
             "parks_with_baseline": gpu.ground.based,
@@ -68,7 +74,8 @@ def _sums(sums: Sums, price: Price | None) -> Document:
         "state_s": dict(sums.state_s),
         "state_energy_j": dict(sums.state_energy_j),
         "unknown_energy_s": sums.unknown_s,
-        "unrecorded_s": sums.unrecorded_s,
+        "recorded_s": sums.recorded_s,
+        "unrecorded_s": sums.unrecorded_s + sums.outside_s,
         "parks": sums.parks,
         "wakes": sums.wakes,
         "parked_ratio": sums.parked_ratio,

@@ -14,12 +14,14 @@ from memscaler.cli.chosen import chosen
 from memscaler.cli.output import plain
 from memscaler.cli.report.period import Period
 from memscaler.cli.report.price import Price
-from memscaler.core import summary
+from memscaler.core import adaptive, summary
+from memscaler.core.adaptive import Limits
 from memscaler.core.costs import Costs, Outcome
 from memscaler.core.summary import HOUR_S, Ground, Latency, Sums
 from memscaler.core.what_if import IDLE_TIMES_S, WhatIf, what_if, within
 
 if TYPE_CHECKING:
+    from memscaler.config.schema import Settings
     from memscaler.history.reader import History
     from memscaler.history.tables import KnownGpu, Park
 
@@ -35,7 +37,10 @@ Gaps = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class GpuReport:
-    """One GPU. days: as those of the period. gone: others were seen later. latencies_s: of its wakes."""
+    """One GPU. days: as those of the period. gone: others were seen later. latencies_s: of its wakes.
+
+    other_ends: reason -> parks that ended, but for no client.
+    """
 
     gpu: str
     uuid: str
@@ -49,6 +54,7 @@ class GpuReport:
     latencies_s: tuple[float, ...]
     ground: Ground
     sources: tuple[str, ...]
+    other_ends: Mapping[str, int]
     gaps: Gaps
     what_if: WhatIf
 
@@ -69,20 +75,27 @@ class Report:
         """So much may be wrong with the saving, up or down."""
         return sum(gpu.ground.margin_j for gpu in self.gpus)
 
+    @property
+    def recorded_until_unix_s(self) -> float | None:
+        """When something was last written; None: nothing ever was."""
+        return max((gpu.last_unix_s for gpu in self.gpus), default=None)
 
-def gather(state_dir: Path, names: Sequence[str], period: Period, price: Price | None) -> Report:
-    """Raise UsageError for a GPU that is not there, and what the reader raises."""
+
+def gather(
+    state_dir: Path, names: Sequence[str], period: Period, price: Price | None, settings: Settings | None = None
+) -> Report:
+    """settings: bind the adaptive idle time. Raise UsageError for a GPU that is not there, and as the reader does."""
     from memscaler.history.reader import open_history
 
-    calibrated = _calibrated(state_dir)
     with open_history(state_dir) as history:
+        calibrated = _calibrated(state_dir)
         known = sorted(history.gpus(), key=lambda gpu: (gpu.index, -gpu.last_unix_s))
         labels = [{"gpu": f"gpu{gpu.index}", "uuid": gpu.uuid, "known": gpu} for gpu in known]
         latest_s = max((gpu.last_unix_s for gpu in known), default=0.0)
         gpus, parks = [], []
         for each in chosen(names, labels):
             recorded = _Recorded(history, each["known"], period)
-            gpus.append(recorded.report(calibrated.get(each["uuid"]), latest_s))
+            gpus.append(recorded.report(calibrated.get(each["uuid"]), _limits(settings, each["known"]), latest_s))
             parks += recorded.parks
     days = tuple(summary.add(of_day) for of_day in zip(*(gpu.days for gpu in gpus), strict=True))
     days = days or tuple(Sums() for _ in period.days)
@@ -92,12 +105,16 @@ def gather(state_dir: Path, names: Sequence[str], period: Period, price: Price |
 def _calibrated(state_dir: Path) -> Mapping[str, Costs]:
     from memscaler.history import calibration
 
-    return {uuid: each.costs() for uuid, each in calibration.load(state_dir, _complain).items()}
+    broken: set[str] = set()
 
+    def complain(_event: str, **details: str) -> None:
+        broken.add(details["file"])
 
-def _complain(_event: str, **details: str) -> None:
-    told = plain(f"{details.get('file')} is of no use: {details.get('err')}; {details.get('hint')}")
-    print(f"memscaler: {told}", file=sys.stderr)
+    calibrated = {uuid: each.costs() for uuid, each in calibration.load(state_dir, complain).items()}
+    for file in broken:
+        told = f"{plain(file)} is not as `memscaler calibrate` writes it, and what is wrong in it is left out"
+        print(f"memscaler: {told}\nhint: calibrate again", file=sys.stderr)
+    return calibrated
 
 
 class _Recorded:
@@ -114,8 +131,8 @@ class _Recorded:
     def _holds(self, unix_s: float) -> bool:
         return self.period.start_unix_s <= unix_s < self.period.end_unix_s
 
-    def report(self, measured: Costs | None, latest_s: float) -> GpuReport:
-        """latest_s: when something was written about any GPU."""
+    def report(self, measured: Costs | None, limits: Limits, latest_s: float) -> GpuReport:
+        """limits: see gather. latest_s: when something was written about any GPU."""
         gpu, end_s = self.gpu, self.period.end_unix_s
         gone = latest_s - gpu.last_unix_s > GONE_S
         known_to_s = gpu.last_unix_s if gone or end_s - gpu.last_unix_s < UNWRITTEN_S else end_s
@@ -136,8 +153,9 @@ class _Recorded:
             latencies_s=tuple(park.latency_s for park in self.parks if park.latency_s is not None),
             ground=ground,
             sources=tuple(sorted({park.source for park in self.parks if park.source})),
+            other_ends=summary.other_ends(self.parks),
             gaps=self.gaps,
-            what_if=self._what_if(costs),
+            what_if=self._what_if(costs, limits),
         )
 
     def _known_from_s(self) -> float:
@@ -147,7 +165,7 @@ class _Recorded:
             return min(first_s, hour.start_unix_s + HOUR_S - summary.add([hour]).recorded_s)
         return first_s
 
-    def _what_if(self, costs: Costs) -> WhatIf:
+    def _what_if(self, costs: Costs, limits: Limits) -> WhatIf:
         """Over the hours from the first gap on: those before are busy, or their gaps were given up for newer ones."""
         from_s = self.gaps[0][0] // HOUR_S * HOUR_S if self.gaps else self.period.start_unix_s
         sums = summary.add(hour for hour in self.hours if hour.start_unix_s >= from_s)
@@ -159,7 +177,8 @@ class _Recorded:
             slowed_s=sums.wakes * costs.slow_s,
             saved_j=sums.saved_j,
         )
-        return what_if(self.gaps, costs, sums.recorded_s, was, _used_s(self.parks), _auto(self.gaps, costs))
+        auto = _auto(self.gaps, costs, limits)
+        return what_if(self.gaps, costs, sums.recorded_s, was, _used_s(self.parks), auto)
 
 
 def _lasting(parks: Sequence[Park], gaps: Gaps, last_unix_s: float) -> Iterable[tuple[float, float]]:
@@ -184,7 +203,15 @@ def _used_s(parks: Sequence[Park]) -> float | None:
     return float(f"{median_s // digit * digit:.2g}")  # two digits, rounded down: no timer is early
 
 
-def _auto(gaps: Gaps, costs: Costs) -> Outcome | None:
-    from memscaler.core import adaptive
+def _auto(gaps: Gaps, costs: Costs, limits: Limits) -> Outcome | None:
+    return adaptive.replay(gaps, costs, limits, time.localtime().tm_gmtoff) if gaps else None
 
-    return adaptive.replay(gaps, costs, utc_offset_s=time.localtime().tm_gmtoff) if gaps else None
+
+def _limits(settings: Settings | None, gpu: KnownGpu) -> Limits:
+    """Of this GPU. One that is named by its PCI address has no name here, and goes by the general settings."""
+    if settings is None:
+        return Limits()
+    from memscaler.config.load import for_gpu
+    from memscaler.daemon.adaptive import limits
+
+    return limits(for_gpu(settings, [gpu.uuid, f"gpu{gpu.index}", str(gpu.index)]))

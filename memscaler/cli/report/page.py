@@ -8,10 +8,11 @@ from html import escape
 
 from memscaler import __version__
 from memscaler.cli.output import span
+from memscaler.cli.plots import INSTALL, drawing
 from memscaler.cli.report import plots, words
 from memscaler.cli.report.gather import GpuReport, Report
 from memscaler.core.summary import Sums
-from memscaler.core.text import energy
+from memscaler.core.text import fine_energy as energy
 
 MARK = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="memscaler'
 """How every page of ours begins."""
@@ -81,13 +82,15 @@ STATES = ("awake", "cooling", "parked", "held", "unmanaged")
 
 
 def report_page(report: Report) -> str:
-    """The whole page. Raise MemscalerError without matplotlib."""
+    """The whole page; without plots where there is no matplotlib."""
     period = report.period
     day = time.strftime("%Y-%m-%d", time.localtime(period.start_unix_s))
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(period.end_unix_s))
-    body = [f"<h1>What parking saved</h1>\n<p class=muted>{day} to {until}</p>"]
+    told = words.until_text(report)
+    body = [f"<h1>What parking saved</h1>\n<p class=muted>{day} to {until}{f'; {told}' if told else ''}</p>"]
     if report.gpus:
-        body += [_tiles(report), _advice(report.gpus), *_figures(plots.overview(report))]
+        body += [_tiles(report), _advice(report.gpus), *_figures(plots.overview(report) if drawing() else [])]
+        body += [] if drawing() else [f"<p class=muted>Plots need matplotlib: {escape(INSTALL)}</p>"]
         if len(report.gpus) > 1:
             rows = [(gpu.gpu, gpu.total) for gpu in report.gpus]
             body.append(_card("All GPUs", _sums("GPU", [*rows, ("all", report.total)], "All GPUs")))
@@ -123,8 +126,9 @@ def _tiles(report: Report) -> str:
         tiles.append(("saved, in money", report.price.text(total.saved_j), f"at {report.price}"))
     cost = report.price.text(total.energy_j) if report.price and total.energy_j is not None else ""
     tiles.append(("used", words.used(total), cost))
-    tiles.append(("parked", words.percent(total.parked_ratio), f"of the quiet time ({span(total.quiet_s)})"))
+    tiles.append(("parked", words.percent(total.parked_ratio), f"of the quiet time: {span(total.state_s['parked'])}"))
     fast = f"{words.brief(latency.median_s)} median, {words.brief(latency.worst_s)} worst" if latency else ""
+    fast += words.of_all(latency, total.wakes)
     tiles.append(("wakes", str(total.wakes), fast))
     written = (
         f"<div{' class=main' if at == 0 else ''}><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
@@ -148,30 +152,35 @@ def _gpu(report: Report, gpu: GpuReport, name: str) -> str:
     title = f"<h2>{escape(gpu.gpu)} {escape(gpu.name)} <small>{escape(gpu.uuid)}{gone}</small></h2>"
     if not words.is_known(gpu):
         return f"{title}\n<p>Nothing was recorded of it in this time.</p>"
-    rows = words.rows_of([day.name for day in report.period.days], gpu.days)
-    drawn = {plot.name.removeprefix(f"{name}-"): plot for plot in plots.of_gpu(report, gpu, name)}
-    of_days = _sums("day" if len(rows) == len(gpu.days) else "month", [*rows, ("all", gpu.total)], f"{gpu.gpu} by day")
+    days = [day.name for day in report.period.days]
+    rows = words.rows_of(days, gpu.days)
+    drawn = {}
+    if drawing():
+        drawn = {plot.name.removeprefix(f"{name}-"): plot for plot in plots.of_gpu(report, gpu, name)}
+    of_days = _sums("month" if words.by_month(days) else "day", [*rows, ("all", gpu.total)], f"{gpu.gpu} by day")
     found = gpu.what_if
     parts = [title, *_figures(drawn[key] for key in ("hours",) if key in drawn)]
-    parts.append(_card("Day by day", of_days + _facts(gpu)))
+    parts.append(_card("Day by day", of_days + _facts(report, gpu)))
     if words.has_table(found):
         parts += _figures([drawn["what-if"]] if "what-if" in drawn else [])
         notes = (
             f"<p class=muted>{escape(words.costs_text(found.costs))}</p><p class=muted>{escape(words.OPTIMUM_IS)}</p>"
         )
-        heading = f"Other idle times, for its {found.gaps} gaps in {span(found.recorded_s)}"
+        heading = f"Other idle times, for its {words.counted(found.gaps, 'gap')} in {span(found.recorded_s)}"
         parts.append(_card(heading, _compared(gpu) + notes))
     small = _figures(drawn[key] for key in ("gaps", "wakes") if key in drawn)
     parts += ["<div class=pair>", *small, "</div>"] if small else []
     return "\n".join(parts)
 
 
-def _facts(gpu: GpuReport) -> str:
+def _facts(report: Report, gpu: GpuReport) -> str:
     facts = {
         "baseline": words.ground_text(gpu),
         "margin": f"± {energy(gpu.ground.margin_j)}",
+        "records": words.before_text(report, gpu),
         "unknown": words.unknown_text(gpu.total),
-        "wakes": words.latency_text(gpu.latency),
+        "wakes": words.latency_text(gpu.latency, gpu.total.wakes),
+        "ended": words.ends_text(gpu),
     }
     told = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
     return f"<dl class=facts>{told}</dl>"
@@ -194,20 +203,21 @@ def _card(title: str, inside: str) -> str:
 
 def _sums(heading: str, rows: Sequence[tuple[str, Sums]], label: str) -> str:
     states = [s for s in STATES if s in STATES[:3] or any(words.some(sums.state_s[s]) for _, sums in rows)]
-    missing = any(words.some(sums.unrecorded_s) for _, sums in rows)
+    missing, written = any(words.some(sums.unrecorded_s) for _, sums in rows), words.times_of(rows)
+    unit = ", h" if written is words.hours else ""
     heads = [
         heading,
         "used",
         "saved",
-        *(f"{state}, h" for state in states),
-        *(["no record, h"] if missing else []),
+        *(f"{state}{unit}" for state in states),
+        *([f"no record{unit}"] if missing else []),
         "wakes",
     ]
     cells = []
     for name, sums in rows:
         none = not sums.recorded_s
-        spent = [words.NONE if none else words.hours(sums.state_s[state]) for state in states]
-        unrecorded = [words.hours(sums.unrecorded_s)] if missing else []
+        spent = [words.NONE if none else written(sums.state_s[state]) for state in states]
+        unrecorded = [written(sums.unrecorded_s)] if missing else []
         energies = [words.NONE] * 2 if none else [words.used(sums), words.signed(sums.saved_j)]
         wakes = words.NONE if none else str(sums.wakes)
         cells.append(("all" if name == "all" else "", [name, *energies, *spent, *unrecorded, wakes]))

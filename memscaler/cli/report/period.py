@@ -8,6 +8,7 @@ from datetime import date, datetime, timedelta
 from memscaler.core.errors import UsageError
 from memscaler.core.summary import DAY_S, HOUR_S, Day
 
+LONGEST_S = 3653 * DAY_S
 HINT = "--since 12h, 7d or 2026-11-01"
 
 
@@ -29,11 +30,16 @@ def read_period(since: str, now_unix_s: float) -> Period:
         start_unix_s = midnight_unix_s(day)
         if start_unix_s > now_unix_s:
             raise UsageError(f"--since: {text} is yet to come", hint=HINT)
+        if now_unix_s - start_unix_s > LONGEST_S + DAY_S:
+            raise UsageError(f"--since: {text} is more than ten years ago", hint=HINT)
     else:
         try:
-            back_s = values.duration_s(HOUR_S)(text)
+            back_s = values.duration_s(0.0, float("inf"))(text)
         except ValueError as error:
-            raise UsageError(f"--since: {error}", hint=HINT) from error
+            raise UsageError(f"--since: {text!r} is no time back from now, and no day", hint=HINT) from error
+        if not HOUR_S <= back_s <= LONGEST_S:
+            bound = "at least an hour" if back_s < HOUR_S else "at most ten years"
+            raise UsageError(f"--since: {text!r} is out of range: {bound}", hint=HINT)
         start_unix_s = (now_unix_s - back_s) // HOUR_S * HOUR_S
         if back_s >= DAY_S:
             start_unix_s = midnight_unix_s(date.fromtimestamp(now_unix_s - back_s))  # noqa: DTZ012  # local days

@@ -246,7 +246,7 @@ def _latency(gpu: GpuReport, name: str) -> Draft:
         axes.set_title("wakes")
         axes.set_xlabel("milliseconds from the connection until it is woken")
 
-    return f"{name}-wakes", "How fast it was woken", words.latency_text(gpu.latency), SMALL, draw
+    return f"{name}-wakes", "How fast it was woken", words.latency_text(gpu.latency, gpu.total.wakes), SMALL, draw
 
 
 def _legend(axes: Axes, entries: int) -> None:

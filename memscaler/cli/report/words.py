@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from memscaler.cli.output import plain, span
 from memscaler.cli.report.gather import GpuReport, Report
 from memscaler.core.costs import Costs
+from memscaler.core.model import Public
 from memscaler.core.summary import HOUR_S, Latency, Sums
-from memscaler.core.text import energy
+from memscaler.core.text import fine_energy as energy
 from memscaler.core.what_if import Row, Verdict, WhatIf
 
 NONE = "-"
+FRESH_S = 60.0  # a record that is not older is of now
 MONTHS_FROM_DAYS = 46  # so many days or more are told by month
 _MONTH = len("2026-11")
 OPTIMUM = "at best"
@@ -25,14 +28,60 @@ COSTS = {
 
 
 def rows_of(names: Sequence[str], days: Sequence[Sums]) -> list[tuple[str, Sums]]:
-    """A row for each day, or for each month of a long period."""
+    """A row for each day, or for each month of a long period; none for those before and after all records."""
     from memscaler.core.summary import add
 
-    if len(names) < MONTHS_FROM_DAYS:
-        return list(zip(names, days, strict=True))
-    months = sorted({name[:_MONTH] for name in names})
     both = list(zip(names, days, strict=True))
-    return [(month, add(sums for name, sums in both if name.startswith(month))) for month in months]
+    if by_month(names):
+        months = sorted({name[:_MONTH] for name in names})
+        both = [(month, add(sums for name, sums in both if name.startswith(month))) for month in months]
+    return [(name, sums) for name, sums in both if sums.recorded_s or some(sums.unrecorded_s)]
+
+
+def by_month(names: Sequence[str]) -> bool:
+    """Whether the rows are months."""
+    return len(names) >= MONTHS_FROM_DAYS
+
+
+def moment(unix_s: float) -> str:
+    """In local time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s))
+
+
+def until_text(report: Report) -> str:
+    """How old the youngest record is; "" if it is of this minute."""
+    until_s, end_s = report.recorded_until_unix_s, report.period.end_unix_s
+    if until_s is None or end_s - until_s <= FRESH_S:
+        return ""
+    told, now = moment(until_s), moment(end_s)
+    told = told.rpartition(" ")[2] if told.split()[0] == now.split()[0] else told
+    return f"recorded until {told}: the daemon writes every ten minutes, and when it ends"
+
+
+def before_text(report: Report, gpu: GpuReport) -> str:
+    """Since when there are records, if that is not all the period."""
+    late = gpu.first_unix_s >= report.period.start_unix_s + HOUR_S
+    return f"none before {moment(gpu.first_unix_s)}" if late else ""
+
+
+def ends_text(gpu: GpuReport) -> str:
+    """The ends of parks that are no wakes."""
+    return ", ".join(f"{count} by {plain(reason) or 'nobody knows what'}" for reason, count in gpu.other_ends.items())
+
+
+def of_all(latency: Latency | None, wakes: int) -> str:
+    """What the times of wakes are of, if not of all of them."""
+    return f", known of {latency.count} of {wakes}" if latency is not None and latency.count < wakes else ""
+
+
+def times_of(rows: Sequence[tuple[str, Sums]]) -> Callable[[float], str]:
+    """How to write the times of a table: in hours, or where all are shorter than one as "2m 29s"."""
+    return hours if any(sums.recorded_s >= HOUR_S for _, sums in rows) else span
+
+
+def counted(number: int, what: str) -> str:
+    """For example "1 gap", "2 gaps"."""
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def used(sums: Sums) -> str:
@@ -67,12 +116,12 @@ def brief(seconds: float) -> str:
     return f"{seconds * 1e3:.2g} ms" if seconds < 0.0995 else f"{seconds:.2g} s" if seconds < 10 else span(seconds)  # noqa: PLR2004
 
 
-def latency_text(latency: Latency | None) -> str:
-    """From the connection to the end of the driver call."""
+def latency_text(latency: Latency | None, wakes: int) -> str:
+    """From the connection to the end of the driver call. wakes: how many there were."""
     if latency is None:
         return ""
     three = f"{brief(latency.median_s)} median, {brief(latency.p99_s)} p99, {brief(latency.worst_s)} worst"
-    return f"{three} (from the connection until the driver has woken the GPU)"
+    return f"{three}{of_all(latency, wakes)} (from the connection until the driver has woken the GPU)"
 
 
 def saved_text(report: Report) -> str:
@@ -96,7 +145,7 @@ def quiet_text(sums: Sums) -> str:
     """The share of the quiet time that was parked."""
     if sums.parked_ratio is None:
         return ""
-    return f"{percent(sums.parked_ratio)} of the quiet time, {span(sums.quiet_s)}"
+    return f"{span(sums.state_s[Public.PARKED])}, {percent(sums.parked_ratio)} of the quiet time"
 
 
 def is_known(gpu: GpuReport) -> bool:
@@ -170,7 +219,8 @@ def _difference(found: WhatIf) -> str:
 
 
 def _too_little(found: WhatIf) -> str:
-    advice, have = found.advice, f"{found.gaps} gaps in {span(found.recorded_s)} are too little to advise from"
+    advice, verb = found.advice, "is" if found.gaps == 1 else "are"
+    have = f"{counted(found.gaps, 'gap')} in {span(found.recorded_s)} {verb} too little to advise from"
     if not advice.wanted_s and not advice.wanted_gaps:
         return "none yet: nothing was parked in this time"
     if found.gaps == 0:

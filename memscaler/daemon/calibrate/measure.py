@@ -3,8 +3,8 @@
     lock, or a daemon that has let go of the driver -> guardian -> for each GPU: rounds -> calibration.json
 
 A daemon that governs is not joined: it would park and wake the same GPU, and only it hears its doorbell. While it has
-let go of the driver (`memscaler release`) nobody governs. Should somebody resume it meanwhile, it wakes at its start
-whatever the journal names; then the journal has no entry of ours any more, at which a round ends.
+let go of the driver (`memscaler release`) nobody governs, and while we hold the lock of who calibrates nobody begins:
+it refuses to resume. What another memscaler parks all the same (of another runtime directory, say) ends a round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from memscaler.history import calibration as kept
 AGAIN = "sudo memscaler calibrate"
 LOAD = "load a model and leave it alone, then run again"
 BESIDE = "memscaler release && memscaler calibrate ...; memscaler resume"
-OWN_LOCK = "calibrate.lock"
 DENIED = 4
 
 
@@ -50,7 +49,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one GPU. problem: why it was not measured, "" if it was. last: the last round. exit_code: 0 if all is well."""
+    """Of one GPU. problem: why it was not measured, "" if it was. last: the last round. exit_code: 0 if all is well.
+
+    clients_looked_for: False: no port is known behind which it works; None: it did not come to that.
+    """
 
     identity: Identity
     calibration: Calibration | None = None
@@ -58,6 +60,7 @@ class Result:
     remedy: str = ""
     last: Round | None = None
     exit_code: int = 0
+    clients_looked_for: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +124,28 @@ def _devices(context: Context, driver: Driver, wanted: Wanted) -> tuple[Device, 
 
 @contextlib.contextmanager
 def _without_daemon(context: Context) -> Iterator[Callable[[], str]]:
-    """While no daemon governs. Yields what tells why no round may begin, "" if one may. Raise DaemonRunning."""
+    """While no daemon governs, nor may begin to. Yields what tells why no round may begin, "" if one may.
+
+    Raise DaemonRunning or Calibrating.
+    """
     runtime_dir = context.settings.runtime_dir
-    try:
-        held, allowed = lock.acquire(runtime_dir), _always
-    except DaemonRunning as error:
-        if not _is_released(context):
-            raise DaemonRunning(error.pid, hint=f"let go of its GPUs for a few minutes: {BESIDE}") from error
-        held, allowed = _acquire_own(context), _unless_resumed(context)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.callback(os.close, lock.acquire(runtime_dir))
+            allowed, beside = _always, ""
+        except DaemonRunning as error:
+            lock.refuse_beside_calibration(runtime_dir)
+            _refuse_unless_released(context, error.pid)
+            allowed, beside = _unless_resumed(context), error.pid
+        stack.callback(os.close, lock.acquire_calibration(runtime_dir))
+        if beside:  # it may have been resumed just before
+            _refuse_unless_released(context, beside)
         yield allowed
-    finally:
-        os.close(held)
 
 
-def _acquire_own(context: Context) -> int:
-    """Only one calibrates beside a released daemon."""
-    try:
-        return lock.acquire(context.settings.runtime_dir, OWN_LOCK)
-    except DaemonRunning as error:
-        raise MemscalerError(f"somebody calibrates already (pid {error.pid})", hint="wait for it") from error
+def _refuse_unless_released(context: Context, pid: str) -> None:
+    if not _is_released(context):
+        raise DaemonRunning(pid, hint=f"let go of its GPUs for a few minutes: {BESIDE}")
 
 
 def _always() -> str:
@@ -169,7 +174,7 @@ def _measured(bench: _Bench, device: Device) -> Result:
             sampler = Sampler(device)
             trial = Trial(bench.driver, bench.journal, device, clients, stop, settle_s, sampler.take_if_due)
             bench.watch(sampler)
-            return _with_levers(bench, trial, sampler)
+            return replace(_with_levers(bench, trial, sampler), clients_looked_for=clients.known)
     except Stopped as error:
         return Result(identity, None, str(error), error.remedy, exit_code=DENIED if error.denied else 1)
     except NotTried as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from memscaler.gpu.levers import Lever
 BARE_MOST_BYTES = 1 << 30  # that the driver keeps for itself where no process has a context
 CALM_SHARE = 0.5  # of the time that a GPU stays parked or awake: the rest of it the power may settle
 STEP_S = LOOK_S / 2
+BLIND_S = 3.0  # between two samples, of which there are fifty a second unless the driver is slow
 
 
 class Stopped(Exception):
@@ -45,6 +47,8 @@ class Rounds:
 
     def measure(self, lever: Lever, count: int) -> list[Round]:
         """Raise Stopped, TryNext, NotTried or GpuError; the GPU is awake then, or said to be not."""
+        took_s = 2 * self.hold_s
+        self.tell(f"{count} round{'s' * (count != 1)} of {took_s:.0f} s and more; first {self.hold_s:g} s awake")
         self._stay_awake()
         rounds: list[Round] = []
         for number in range(count):
@@ -70,7 +74,7 @@ class Rounds:
         clock, sampler = self.sampler.clock_of(lever), self.sampler
         before = clock()
         sampler.take()
-        down_gap_s = 0.0
+        begun_s, down_gap_s = sampler.samples[-1].at_s, 0.0
 
         def stay(parked: Parked) -> str:
             nonlocal down_gap_s
@@ -84,8 +88,8 @@ class Rounds:
         assert parked.down_s is not None and woken.seconds is not None  # noqa: S101, PT018  # judged
         up_gap_s = _since(sampler.looked_s, woken.began_s, up_s)
         back_s, back_gap_s = self._wait_until_back(clock, before)
-        if disturbance := self._stay(lambda: ""):
-            raise Stopped(f"{disturbance}; it is awake again", IDLE)
+        if disturbance := self._stay(lambda: "") or self._disturbed(lever, begun_s):
+            raise Stopped(f"{disturbance}; nothing of this is kept", IDLE)
         marks = Marks(
             park_s=parked.began_s,
             down_s=parked.began_s + parked.down_s,
@@ -97,6 +101,16 @@ class Rounds:
             resolution_s=max(down_gap_s, up_gap_s, back_gap_s),
         )
         return measured(sampler.samples, marks)
+
+    def _disturbed(self, lever: Lever, begun_s: float) -> str:
+        """At the end of a round: what else may have been measured than its own park and wake, "" if nothing."""
+        looked_s = [each.at_s for each in self.sampler.samples if each.at_s >= begun_s]
+        looks = itertools.pairwise([*looked_s, time.monotonic()])
+        if max(now_s - before_s for before_s, now_s in looks) > BLIND_S:
+            return f"nobody could look at it for more than {BLIND_S:g} s, this process stood still"
+        if lever.is_down():
+            return "somebody else has lowered its clocks"
+        return self.allowed()
 
     def _judge(self, lever: Lever, parked: Parked, woken: Woken) -> None:
         """Raise Stopped unless it was parked, undisturbed, and woken by the first undo."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -46,6 +47,15 @@ class Worker:
             if isinstance(told, BaseException):
                 raise told
             yield told
+
+    def rest(self) -> list[Result]:
+        """Results that nobody has fetched yet."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                told = self._told.get_nowait()
+                found += [told] if isinstance(told, Result) else []
+        return found
 
     def wait(self, patience_s: float) -> bool:
         """For its end; False if it takes longer."""

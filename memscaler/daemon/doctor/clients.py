@@ -45,6 +45,11 @@ class Clients:
     def __init__(self, ports: Sequence[tuple[str, int, SockDiag]]) -> None:
         self._ports = ports
 
+    @property
+    def known(self) -> bool:
+        """Whether there is any port behind which it works."""
+        return bool(self._ports)
+
     def connected(self) -> str:
         """The first port with a client, for people; "" if there is none. Raise OSError."""
         for name, port, diag in self._ports:

@@ -17,6 +17,7 @@ from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Result, Verdict, failed, passed, unknown, warned
 from memscaler.daemon.setup.program import program_path
 from memscaler.history.reader import HistoryMissing, HistoryUnreadable, open_history
+from memscaler.history.store import DAMAGED
 from memscaler.history.tables import FILE as HISTORY
 
 GROUP = "memscaler"
@@ -110,15 +111,25 @@ def history(context: Context) -> Iterator[Verdict]:
             count = len(kept.gpus())
         size_mb = (folder / HISTORY).stat().st_size / 1e6
     except HistoryMissing:
-        yield passed("there is no history yet; the daemon writes it every ten minutes")
+        if not _aside(folder):
+            yield passed("there is no history yet; the daemon writes it every ten minutes")
     except PermissionMissing as error:
         yield unknown(str(error), error.hint)
     except (HistoryUnreadable, OSError) as error:
         yield warned(str(error), getattr(error, "hint", "see the log of the daemon"))
     else:
         yield passed(f"the history of {count} GPU{'s' * (count != 1)} has {size_mb:.1f} MB")
+    if damaged := _aside(folder):
+        seen = f"the history was damaged and begun anew; what it held until then is in {damaged}"
+        yield warned(seen, f"is the disk sound (dmesg)? then sudo rm {shlex.quote(str(damaged))}")
     if os.geteuid() == 0 and folder.exists() and not os.access(folder, os.W_OK):
         yield warned(f"nothing can be written to {folder}", "mount it writable, or name another state_dir")
+
+
+def _aside(folder: Path) -> Path | None:
+    """The damaged history that was moved aside, if there is one."""
+    damaged = folder / f"{HISTORY}{DAMAGED}"
+    return damaged if damaged.exists() else None
 
 
 def group(context: Context) -> Verdict:
