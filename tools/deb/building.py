@@ -8,7 +8,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from memscaler import __version__
 from tools.distros import machine
 from tools.distros.roots import RECIPES, REPOSITORY, cache
 from tools.systemd import wheels
+from tools.unpack import unpack
 
 SUITES = {"bookworm": 12, "trixie": 13}
 PACKAGING = REPOSITORY / "packaging" / "debian"
@@ -101,8 +101,7 @@ def _clean_root(suite: str) -> Iterator[Path]:
         tree.mkdir(parents=True)
         machine.pack(packed)
         for source, place in ((packed, tree), (needed, tree.parent)):
-            with tarfile.open(source) as opened:
-                opened.extractall(place, filter="data")
+            unpack(source, place)
         shutil.move(tree / "packaging" / "debian", tree / "debian")
         (tree / "debian" / "changelog").write_text(changelog(suite))
         yield root

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from tools.release import tree as trees
+from tools.unpack import unpack
 
 
 def build(tree: Path, target: Path, environment: Mapping[str, str] | None = None) -> tuple[Path, Path]:
@@ -27,8 +27,7 @@ def build(tree: Path, target: Path, environment: Mapping[str, str] | None = None
         source = trees.export(tree, Path(folder, "source"))
         _hatchling(source, "sdist", target, variables)
         (sdist,) = target.glob("*.tar.gz")
-        with tarfile.open(sdist) as tar:
-            tar.extractall(folder, filter="data")
+        unpack(sdist, Path(folder))
         _hatchling(Path(folder, sdist.name.removesuffix(".tar.gz")), "wheel", target, variables)
         (wheel,) = target.glob("*.whl")
     return sdist, wheel

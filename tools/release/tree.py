@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
-import tarfile
 from pathlib import Path
+
+from tools.unpack import unpack_bytes
 
 
 def git(tree: Path, *arguments: str) -> str:
@@ -39,8 +39,8 @@ def export(tree: Path, target: Path) -> Path:
     """Lay the commit's files there."""
     command = ["git", "archive", "--format=tar", "HEAD"]
     archive = subprocess.run(command, cwd=tree, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(target, filter="data")
+    target.mkdir(parents=True, exist_ok=True)
+    unpack_bytes(archive, target)
     return target
 
 
