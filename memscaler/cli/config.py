@@ -112,9 +112,9 @@ def check(
 
     found = examine({}, os.environ, file)
     problems, warnings = [*found.problems], [*unknown(os.environ)]
-    if found.distrust:
-        # of another file than that of `run`, as in a repository, nobody knows yet who will own it
-        (problems if file is None else warnings).append(f"{found.distrust}: `run` refuses it ({found.remedy})")
+    # of another file than that of `run`, as in a repository, nobody knows yet who will own it
+    refused = problems if file is None else warnings
+    refused += [f"{brief}: `run` refuses it" for brief in found.refusals]
     if found.settings is not None and not found.settings.watches and not found.settings.discover:
         warnings.append("no port is watched: add a [[watch]] table, or discover = true")
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,7 +58,8 @@ def setup(
     if purge and not remove:
         raise UsageError("--purge goes with --remove", hint="see `memscaler setup --help`")
     if os.geteuid() != 0 and not dry_run:
-        hint = f"sudo {program.program_path()} setup; --dry-run needs no root"
+        own_root = f" --root {shlex.quote(str(root))}" if root else ""
+        hint = f"sudo {program.program_path()} setup{own_root}; --dry-run needs no root"
         raise PermissionMissing("setup writes below /etc and /usr/local", hint=hint)
     wish = install.Wish(_root(root), not no_start, force, discover, _watches(port))
     made = removal.plan(wish, purge=purge) if remove else install.plan(wish, program.this_program())
@@ -80,6 +82,8 @@ def _watches(ports: list[str] | None) -> tuple[str, ...]:
 
 
 def _go(made: Plan, *, dry_run: bool) -> None:
+    if made.refusal and not dry_run:
+        raise made.refusal
     for step in made.steps:
         show(plain(step.text))
         if not dry_run:
@@ -87,6 +91,8 @@ def _go(made: Plan, *, dry_run: bool) -> None:
             step.do()
     for sentence in made.notes:
         show(f"note: {plain(sentence)}")
+    if made.refusal:
+        show(plain(f"without --dry-run it refuses: {made.refusal}; {made.refusal.hint}"))
     if dry_run:
         show("nothing was changed (--dry-run)")
     elif not made.steps:

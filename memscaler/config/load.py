@@ -8,6 +8,7 @@ Everything is checked before anything is refused, so that an operator sees all t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -80,17 +81,18 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     Raise UsageError for a bad flag, ConfigError for a bad variable or file.
     """
-    found = _read(file)
-    if found.distrust:
-        raise ConfigError("\n".join(map(str, found.distrust)), hint=_remedy(found.distrust))
-    if found.problems:
-        raise ConfigError("\n".join(found.problems))
-    return _load(flags, environ, found.documents)
+    read = _read(file)
+    found = _find(flags, environ, read.documents)
+    of_files = [*map(str, read.distrust), *read.problems]
+    _refuse([*((False, sentence) for sentence in of_files), *found.problems], _remedy(read.distrust))
+    return _settled(found)
 
 
 def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     """Like `load`, but no file is read: for what must work when that is broken."""
-    return _load(flags, environ, ())
+    found = _find(flags, environ, ())
+    _refuse(found.problems)
+    return _settled(found)
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class _Sources:
     files: tuple[Path, ...]
     documents: list[toml.Document] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    distrust: list[ConfigError] = field(default_factory=list)
+    distrust: list[toml.Distrusted] = field(default_factory=list)
     unopened: bool = False
 
     def take(self, file: Path) -> None:
@@ -117,21 +119,33 @@ class _Sources:
         except ConfigError as error:
             self.problems.append(str(error))
 
-    def suspect(self, distrust: ConfigError | None) -> None:
+    def suspect(self, distrust: toml.Distrusted | None) -> None:
         """Note it once: several files may be in one folder."""
         if distrust is not None and str(distrust) not in map(str, self.distrust):
             self.distrust.append(distrust)
 
 
 def _read(file: Path | None, default: Path | None = None) -> _Sources:
-    """All of them, whatever is wrong with one. Raise PermissionMissing."""
-    first = file or default or DEFAULT_FILE
+    """All of them, whatever is wrong with one. Raise PermissionMissing.
+
+    A folder that is named stands for its config.toml. One of another name has to be there: it may be misspelt.
+    """
+    first = _in_folder(file) if file else default or DEFAULT_FILE
     folder = toml.drop_ins(first)
-    found = _Sources((*([first] if file or first.exists() else []), *folder.files))
+    needed = file is not None and not (first.name == DEFAULT_FILE.name and folder.files)
+    is_there = os.path.lexists(first)  # a link that leads nowhere is a mistake
+    found = _Sources((*([first] if needed or is_there else []), *folder.files))
     found.suspect(folder.distrust)
     for each in found.files:
         found.take(each)
     return found
+
+
+def _in_folder(file: Path) -> Path:
+    try:
+        return file / DEFAULT_FILE.name if file.is_dir() else file
+    except PermissionError:  # told when it is opened
+        return file
 
 
 def _remedy(distrust: Iterable[ConfigError]) -> str:
@@ -143,7 +157,8 @@ def _remedy(distrust: Iterable[ConfigError]) -> str:
 class Examined:
     """A configuration that was looked at. files: in the order of reading; settings: None if there are problems.
 
-    distrust: why `load` would not read the files from where they are; problems: other reasons; both sentences.
+    distrust: why `load` would not read the files from where they are; refusals: the same in short, one each;
+    problems: other reasons, sentences.
     opened: False if some file could not be read; then nobody knows whether it is to be trusted.
     """
 
@@ -152,6 +167,7 @@ class Examined:
     problems: tuple[str, ...]
     distrust: str = ""
     remedy: str = ""
+    refusals: tuple[str, ...] = ()
     opened: bool = True
 
     @property
@@ -171,14 +187,8 @@ def examine(
     found = _find(flags, environ, read.documents)
     problems = (*read.problems, *(sentence for _, sentence in found.problems))
     settings = None if problems else _settled(found)
-    refusal = "; ".join(map(str, read.distrust)), _remedy(read.distrust)
+    refusal = "; ".join(map(str, read.distrust)), _remedy(read.distrust), tuple(each.brief for each in read.distrust)
     return Examined(read.files, settings, problems, *refusal, opened=not read.unopened)
-
-
-def _load(flags: Mapping[str, object], environ: Mapping[str, str], documents: Iterable[toml.Document]) -> Settings:
-    found = _find(flags, environ, documents)
-    _refuse(found.problems)
-    return _settled(found)
 
 
 def _find(flags: Mapping[str, object], environ: Mapping[str, str], documents: Iterable[toml.Document]) -> _Found:
@@ -222,13 +232,13 @@ def _settled(found: _Found) -> Settings:
     )
 
 
-def _refuse(problems: list[tuple[bool, str]]) -> None:
+def _refuse(problems: list[tuple[bool, str]], hint: str = "") -> None:
     if not problems:
         return
     message = "\n".join(sentence for _, sentence in problems)
     if all(by_flag for by_flag, _ in problems):
         raise UsageError(message)
-    raise ConfigError(message)
+    raise ConfigError(message, hint=hint)
 
 
 def _from_file(document: toml.Document, found: _Found) -> None:
@@ -251,7 +261,7 @@ def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
         return
     good: list[Watch] = [*found.values.get("watches", ())]
     for nth, entry in enumerate(raw):
-        fields = found.read(values.table, entry, document.origin("watch", nth))
+        fields = found.read(partial(values.table, "watch"), entry, document.origin("watch", nth))
         if fields is None:
             continue
         watch = _watch(fields, nth, document, found)
@@ -291,6 +301,9 @@ def _watch(fields: Fields, nth: int, document: toml.Document, found: _Found) -> 
 
 
 def _port(raw: object) -> int:
+    if isinstance(raw, str):
+        number = raw.strip() if raw.strip().isdecimal() else "a number such as 8080"
+        raise ValueError(f"port is text; write {number} without quotes")
     if not isinstance(raw, int) or isinstance(raw, bool):
         raise ValueError("a watch needs a port, as in port = 8080")
     return parse_port(raw)
@@ -312,7 +325,7 @@ def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
     for name, entry in raw.items() if isinstance(raw, dict) else [("gpu", raw)]:
         origin = document.origin("gpu", name)
         found.read(check_gpu, name, origin)
-        fields = found.read(values.table, entry, origin) or {}
+        fields = found.read(partial(values.table, f"gpu.{name}"), entry, origin) or {}
         found.origins[f"gpu.{name}"] = origin
         own = _own(fields, _PER_GPU, ("gpu", name), f"gpu.{name}", document, found)
         found.gpus[name] = found.gpus.get(name, {}) | own
@@ -320,7 +333,7 @@ def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
 
 def _take_labels(raw: object, document: toml.Document, found: _Found) -> None:
     """Each by itself: a label of one file does not replace those of another."""
-    fields = found.read(values.table, raw, document.origin("labels"))
+    fields = found.read(partial(values.table, "labels"), raw, document.origin("labels"))
     found.origins["labels"] = document.origin("labels")
     for name, value in (fields or {}).items():
         origin = document.origin("labels", name)

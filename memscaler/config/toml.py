@@ -26,6 +26,14 @@ DROP_INS = "conf.d"  # the folder beside a file, whose files add to it
 Where = tuple[str | int, ...]
 
 
+class Distrusted(ConfigError):
+    """Somebody else than root and who runs this could have written it. brief: why, and the cure, in a few words."""
+
+    def __init__(self, path: Path, why: str, cure: str) -> None:
+        super().__init__(f"{path} {why}", hint=f"{cure} {shlex.quote(str(path))}")
+        self.brief = f"{path} {why} ({cure})"
+
+
 class Document:
     """A parsed file that knows the line of every key."""
 
@@ -56,7 +64,7 @@ class Opened:
 
     file: Path
     text: str
-    distrust: ConfigError | None
+    distrust: Distrusted | None
 
     def parse(self) -> Document:
         """Raise ConfigError if it is no TOML."""
@@ -68,7 +76,7 @@ class DropIns:
     """The files of conf.d, by their names. distrust: why whoever may put one there must not."""
 
     files: tuple[Path, ...]
-    distrust: ConfigError | None = None
+    distrust: Distrusted | None = None
 
 
 def drop_ins(file: Path) -> DropIns:
@@ -121,13 +129,12 @@ def _open(file: Path) -> Opened:
         os.close(folder)
 
 
-def _distrust(path: Path, status: os.stat_result) -> ConfigError | None:
-    name = shlex.quote(str(path))
+def _distrust(path: Path, status: os.stat_result) -> Distrusted | None:
     if status.st_uid not in (0, os.geteuid()):
-        return ConfigError(f"{path} belongs to another user (uid {status.st_uid})", hint=f"chown root {name}")
+        return Distrusted(path, f"belongs to another user (uid {status.st_uid})", "chown root")
     shared = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX  # /tmp: nobody can replace another's file
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
-        return ConfigError(f"{path} may be written by others", hint=f"chmod go-w {name}")
+        return Distrusted(path, "may be written by others", "chmod go-w")
     return None
 
 

@@ -296,8 +296,8 @@ address_or_off = Kind(
 """HOST:PORT or [V6]:PORT; "off" is None."""
 
 
-def table(raw: object) -> Mapping[str, object]:
-    """A TOML table."""
+def table(name: str, raw: object) -> Mapping[str, object]:
+    """A TOML table; name: the key that it is behind."""
     if not isinstance(raw, dict):
-        raise ValueError(f"{raw!r} is not a table")
+        raise ValueError(f"{name}: {raw!r} is not a table")
     return raw

@@ -161,7 +161,7 @@ def test_check_of_a_file_that_others_may_write(folder):
     result = config("check", str(file))
     assert (result.returncode, result.stderr) == (
         0,
-        f"warning: {file} may be written by others: `run` refuses it (chmod go-w {file})\n",
+        f"warning: {file} may be written by others (chmod go-w): `run` refuses it\n",
     )
     script = f"import memscaler.config.load as l, pathlib; l.DEFAULT_FILE = pathlib.Path({str(file)!r}); "
     script += (

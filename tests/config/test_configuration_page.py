@@ -63,6 +63,7 @@ are not touched. These need a restart, and refuse the reload: `metrics`, `labels
 ## conf.d
 
 `conf.d/*.toml` beside the file (`/etc/memscaler/conf.d/`), whether or not that is there, in the order of their names.
+`--config FOLDER` means `config.toml` and `conf.d` in it. A named file that is not called `config.toml` has to be there.
 Each has the same form. A later file goes before an earlier one, key by key, and all of them before the file. `[[watch]]`
 tables add up, and the same port twice is an error that names both places. What several files say of one `[gpu.NAME]`, or
 in `labels`, is put together. Other names, and those that begin with a dot, are not read.

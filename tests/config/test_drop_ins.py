@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -91,7 +94,7 @@ def test_labels_are_put_together(files, tmp_path):
         ("{site = 3}", "label site: 3 is no text"),
         ('{site = ""}', "is no text of 1 to 256 characters"),
         ('{site = "a\\nb"}', "is no text"),
-        ('"berlin"', "'berlin' is not a table"),
+        ('"berlin"', "labels: 'berlin' is not a table"),
     ],
 )
 def test_what_is_no_label(files, labels, problem):
@@ -109,13 +112,22 @@ def test_the_same_port_twice(files, tmp_path):
 
 
 def test_without_the_file(files, tmp_path, monkeypatch):
-    """conf.d counts alone, too; a file that is named has to be there."""
+    """conf.d counts alone, too, also by name or by the folder; a file of another name, which may be misspelt, does not."""
     files(only="discover = true\n")
     monkeypatch.setattr("memscaler.config.load.DEFAULT_FILE", tmp_path / "config.toml")
     assert load({}, {}).discover
     assert examine({}, {}).files == (tmp_path / "conf.d/only.toml",)
+    assert load({}, {}, tmp_path / "config.toml").discover
+    assert examine({}, {}, tmp_path).files == (tmp_path / "conf.d/only.toml",)
     with pytest.raises(ConfigError, match="No such file"):
-        load({}, {}, tmp_path / "config.toml")
+        load({}, {}, tmp_path / "confg.toml")
+    (tmp_path / "config.toml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="No such file"):
+        load({}, {}, tmp_path)
+    (tmp_path / "config.toml").unlink()
+    (tmp_path / "conf.d/only.toml").unlink()
+    with pytest.raises(ConfigError, match=r"config\.toml: No such file"):
+        load({}, {}, tmp_path)
 
 
 def test_what_is_not_read(files, tmp_path):
@@ -142,8 +154,9 @@ def test_all_that_is_wrong_in_all_of_them(files, tmp_path):
         f"{file}:1",
         f"{tmp_path}/conf.d/b.toml:1",
     ]
-    with pytest.raises(ConfigError, match=r"c\.toml:1: not TOML.*\n.*d\.toml: Is a directory"):
+    with pytest.raises(ConfigError) as refused:
         load({}, {}, file)
+    assert str(refused.value).splitlines() == list(found.problems)
 
 
 @pytest.mark.parametrize("what", ["conf.d", "conf.d/x.toml", "."])
@@ -176,6 +189,27 @@ def test_every_distrust_is_told(files, tmp_path):
     with pytest.raises(ConfigError) as refused:
         load({}, {}, file)
     assert refused.value.hint == found.remedy
+    assert found.refusals[0] == f"{tmp_path}/conf.d may be written by others (chmod go-w)"
+    told = memscaler("config", "check", str(file)).stderr.splitlines()
+    assert [line for line in told if "refuses" in line] == [
+        f"warning: {each}: `run` refuses it" for each in found.refusals
+    ]
+    assert len(found.refusals) == 3
+
+
+def test_the_example_of_the_fleet_page(files, tmp_path):
+    """Two files of conf.d and no config.toml: the check in CI takes them, and `show` tells where each value is from."""
+    page = (Path(__file__).parents[2] / "docs/fleet.md").read_text()
+    blocks = [textwrap.dedent(each) for each in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
+    texts = {name: next(each for each in blocks if f"conf.d/{name}.toml\n" in each) for name in ("10-site", "50-chat")}
+    file = files(**texts)
+    result = memscaler("config", "check", str(file))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("50-chat.toml: good, 1 watched port\n")
+    shown = memscaler("config", "show", "--origin", "--config", str(tmp_path)).stdout
+    assert "conf.d/10-site.toml:2)" in shown
+    missing = memscaler("config", "show", "--config", str(tmp_path / "none/config.toml"))
+    assert (missing.returncode, "No such file" in missing.stderr) == (78, True)
 
 
 def test_a_folder_that_may_not_be_read(tmp_path):

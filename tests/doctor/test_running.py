@@ -73,6 +73,19 @@ def test_no_daemon(runtime_dir, free_port):
     assert only(found, "MS-METRICS-01")["result"] == "PASS"
 
 
+def test_how_to_start_it(machine):
+    """As this machine starts services: nothing is said of systemctl where systemd does not run."""
+
+    def remedy():
+        return machine.check("MS-DAEMON-01").remedy
+
+    assert remedy() == "sudo memscaler run --port 8080:gpu0"
+    (machine.root / "run/systemd/system").mkdir(parents=True)
+    assert remedy().startswith("sudo memscaler setup, or ")
+    machine.write("/usr/lib/systemd/system/memscaler.service", "[Service]\n")
+    assert remedy().startswith("sudo systemctl start memscaler, or ")
+
+
 def test_metrics_of_somebody_else(runtime_dir):
     """A port that another program has is told, also if that says nothing."""
     with KeepAlive() as other, listener() as silent, answer_of(runtime_dir):

@@ -171,6 +171,8 @@ def test_the_group(installed):
     assert installed.check("MS-UNIT-03").remedy == "sudo systemd-sysusers"
     (installed.root / LIB.lstrip("/") / "memscaler.service").unlink()
     assert installed.check("MS-UNIT-03").result is Result.WARN
+    (installed.root / "usr/lib/sysusers.d/memscaler.conf").unlink()
+    assert installed.check("MS-UNIT-03").remedy.endswith("/memscaler setup")  # which makes it; not beside a package
     installed.write("/etc/group", "root:x:0:\nmemscaler:x:990:alice,bob\n")
     assert installed.check("MS-UNIT-03").seen.endswith("members: alice, bob")
 

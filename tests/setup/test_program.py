@@ -126,12 +126,36 @@ def test_not_root():
     assert "hint: sudo /" in done.stderr
 
 
-def test_without_systemd(image):
-    """What to do instead; nothing is written."""
-    done = image.setup(PATH=str(image.root))
-    assert done.returncode == 69
+def test_without_systemd(installation, image):
+    """What to do instead; nothing is written. A dry run tells its steps all the same."""
+    environ = {**clean_environment(PATH=str(image.root)), "PYTHONPATH": ""}
+
+    def setup(*arguments):
+        command = [installation, "setup", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environ)
+
+    done = setup()
+    assert (done.returncode, done.stdout) == (69, "")
     assert f"`{image.program} run`" in done.stderr
-    assert image.content() == {}
+    assert not Path("/etc/systemd/system/memscaler.service").exists()
+    told = setup("--dry-run")
+    assert told.returncode == 0, told.stderr
+    *steps, refusal, last = told.stdout.splitlines()
+    assert any("/etc/systemd/system/memscaler.service" in line for line in steps)
+    assert "this machine has no systemd (no systemctl)" in refusal
+    assert last == "nothing was changed (--dry-run)"
+
+
+def test_an_image_made_without_systemd(image):
+    """It is enabled, as systemctl would see it, and gets its group when it starts; and it can be removed again."""
+    done = image.setup("--discover", PATH=str(image.root))
+    assert done.returncode == 0, done.stderr
+    asked = ["systemctl", f"--root={image.root}", "is-enabled", "memscaler"]
+    assert subprocess.run(asked, capture_output=True, text=True, check=False).stdout == "enabled\n"
+    assert image.at("etc/sysusers.d/memscaler.conf").is_file()
+    assert image.setup(PATH=str(image.root)).stdout.endswith("nothing to do\n")
+    done = image.setup("--remove", "--purge", PATH=str(image.root))
+    assert (done.returncode, image.content()) == (0, {}), done.stderr
 
 
 def test_without_bcc(installation):

@@ -144,7 +144,7 @@ def test_a_masked_unit_and_one_of_a_package(image):
     """An operator's decision, and another installation: both are told with the way out."""
     image.at(UNIT).parent.mkdir(parents=True)
     image.at(UNIT).symlink_to("/dev/null")
-    assert "systemctl unmask memscaler" in image.setup().stderr
+    assert f"sudo systemctl --root={image.root} unmask memscaler" in image.setup().stderr
     image.at(UNIT).unlink()
     package = image.at("usr/lib/systemd/system/memscaler.service")
     package.parent.mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_a_configuration_is_never_touched(image):
     image.at(CONFIG).write_text("[[watch]]\nport = 8080\n")
     notes = [line for line in image.good("--discover") if line.startswith("note:")]
     assert image.at(CONFIG).read_text() == "[[watch]]\nport = 8080\n"
-    assert any("is kept as it is" in line for line in notes)
+    assert any(f"{image.at(CONFIG)} is kept as it is" in line and "edit it (discover = true" in line for line in notes)
     assert not any("no port is watched" in line for line in notes)
 
 
@@ -174,7 +174,8 @@ def test_a_new_configuration_says_what_was_asked_for(image):
     assert [str(each) for each in load({}, {}, image.at(CONFIG)).watches] == ["8080:gpu0,gpu1", "9000@container:web"]
     assert image.setup("--port", "99999").returncode == 2
     image.good("--remove", "--purge")
-    assert any("no port is watched yet" in line for line in image.good())
+    (note,) = (line for line in image.good() if "no port is watched yet" in line)
+    assert note.endswith(f"in {image.at(CONFIG)}")  # a setup without --root would change the machine that makes it
     image.at("etc/memscaler/conf.d").mkdir()
     image.at("etc/memscaler/conf.d/chat.toml").write_text("discover = true\n")
     assert not any("no port is watched yet" in line for line in image.good())
@@ -184,7 +185,7 @@ def test_not_to_be_started(image):
     """--no-start neither enables it."""
     told = image.good("--no-start")
     assert not image.at(ENABLED).exists()
-    assert any("enable --now" in line for line in told)
+    assert f"note: not enabled: sudo systemctl --root={image.root} enable memscaler" in told
 
 
 # ---- and back -------------------------------------------------------------------------------------------------------

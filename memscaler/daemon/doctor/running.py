@@ -8,12 +8,13 @@ from pathlib import Path
 
 from memscaler import __version__
 from memscaler.core.errors import DaemonNotRunning, PermissionMissing
+from memscaler.daemon import systemd
+from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Verdict, failed, passed, unknown, warned
 from memscaler.daemon.requests import Document
 
 NOT_RUNNING = "no daemon runs"
-START = "sudo systemctl start memscaler, or sudo memscaler run --port 8080:gpu0"
 JOIN = "sudo usermod -aG memscaler $USER, then log in anew; or: sudo memscaler doctor"
 METRICS_S = 2.0
 OURS = b"memscaler_"
@@ -27,7 +28,7 @@ def runs(context: Context) -> Verdict:
         holder = context.daemon()
         if holder:
             return failed(f"a daemon runs (pid {holder}), but its control socket is not there", "see its log")
-        return warned(NOT_RUNNING, START)
+        return warned(NOT_RUNNING, _start(context))
     if status["version"] != __version__:
         seen = f"version {status['version']} runs, {__version__} is installed"
         return warned(seen, "sudo systemctl restart memscaler")
@@ -36,6 +37,15 @@ def runs(context: Context) -> Verdict:
     dry = ", dry run: no GPU is touched" if status["dry_run"] else ""
     count = len(status["gpus"])
     return passed(f"pid {status['pid']} governs {count} GPU{'s' * (count != 1)}{dry}")
+
+
+def _start(context: Context) -> str:
+    """As this machine starts services."""
+    by_hand = "sudo memscaler run --port 8080:gpu0"
+    if not systemd.is_running(context.root):
+        return by_hand
+    service = "sudo systemctl start memscaler" if units.find(context.root) else "sudo memscaler setup"
+    return f"{service}, or {by_hand}"
 
 
 def states(context: Context) -> Iterator[Verdict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import shlex
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +140,9 @@ def group(context: Context) -> Verdict:
         return passed(f"group {GROUP} is there; members: {', '.join(members) or 'none'}")
     unit = units.find(context.root)
     by_sysusers = any(context.at(f"{folder}/sysusers.d/memscaler.conf").exists() for folder in ("/etc", "/usr/lib"))
-    remedy = "sudo systemd-sysusers" if by_sysusers else f"sudo groupadd --system {GROUP}"
+    is_packaged = unit is not None and not unit.path.is_relative_to(context.at("/etc"))  # setup refuses beside one
+    by_hand = f"sudo groupadd --system {GROUP}" if is_packaged or not systemd.has_tools() else _install()
+    remedy = "sudo systemd-sysusers" if by_sysusers and shutil.which("systemd-sysusers") else by_hand
     if unit is not None and GROUP in unit.words("SupplementaryGroups"):
         return failed(f"there is no group {GROUP}, and without it the unit does not start (216/GROUP)", remedy)
     return warned(f"there is no group {GROUP}: only root may look at the status", remedy)

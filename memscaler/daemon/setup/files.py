@@ -18,6 +18,7 @@ UNIT = f"etc/systemd/system/{systemd.UNIT}"
 PAUSES = f"{UNIT}.d/pauses.conf"
 PAUSES_SINCE = 254  # RestartSteps=
 USERS = "etc/sysusers.d/memscaler.conf"
+WANTED = f"etc/systemd/system/multi-user.target.wants/{systemd.UNIT}"  # WantedBy= of the unit
 CONFIG = "etc/memscaler/config.toml"
 SHARE = "usr/local/share"
 FISH = "etc/fish"  # the only place of those that administrators may write where fish always looks

@@ -6,6 +6,7 @@ What it writes is noted down before, so that a setup that was interrupted can be
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -55,10 +56,17 @@ class Wish:
         """There is a systemd that can start something."""
         return self.is_here and systemd.is_running(self.root)
 
+    def systemctl(self, verb: str) -> str:
+        """A command for people, which leaves the machine alone on which an image is made."""
+        own_root = "" if self.is_here else f" --root={shlex.quote(str(self.root))}"
+        now = " --now" if self.is_here and verb == "enable" else ""
+        return f"sudo systemctl{own_root} {verb}{now} memscaler"
+
 
 def plan(wish: Wish, own: program.Program) -> Plan:
     """Everything checked, nothing changed. Raise MemscalerError for what stands in the way."""
-    _check_systemd(wish, own)
+    if not wish.root.is_dir():
+        raise MemscalerError(f"{wish.root} is no folder")
     _check_program(own)
     _check_package(wish)
     found = examine({}, {}, default=wish.root / files.CONFIG)
@@ -71,18 +79,18 @@ def plan(wish: Wish, own: program.Program) -> Plan:
     new_config = files.present(wish.root, files.CONFIG) is None
     watches = _watches(found.settings) or (new_config and bool(wish.discover or wish.ports))
     made = tuple(_steps(wish, wanted, known, new_config=new_config, watches=watches))
-    return Plan(made, tuple(_notes(wish, own, found, new_config=new_config, watches=watches)))
+    return Plan(made, tuple(_notes(wish, own, found, new_config=new_config, watches=watches)), _refusal(wish, own))
 
 
 # ---- what stands in the way -----------------------------------------------------------------------------------------
 
 
-def _check_systemd(wish: Wish, own: program.Program) -> None:
-    if not systemd.has_tools():
-        hint = f"let what starts services here run `{own.path} run`, and `{own.path} restore` whenever that has ended"
-        raise Unavailable("this machine has no systemd (no systemctl)", hint=hint)
-    if not wish.root.is_dir():
-        raise MemscalerError(f"{wish.root} is no folder")
+def _refusal(wish: Wish, own: program.Program) -> MemscalerError | None:
+    """Of an image nobody asks: it has a systemd of its own."""
+    if not wish.is_here or systemd.has_tools():
+        return None
+    hint = f"let what starts services here run `{own.path} run`, and `{own.path} restore` whenever that has ended"
+    return Unavailable("this machine has no systemd (no systemctl)", hint=hint)
 
 
 def _check_program(own: program.Program) -> None:
@@ -101,9 +109,9 @@ def _check_package(wish: Wish) -> None:
     if found is None:
         return
     if found.masked:
-        raise MemscalerError(f"{found.path} is masked", hint="sudo systemctl unmask memscaler")
+        raise MemscalerError(f"{found.path} is masked", hint=wish.systemctl("unmask"))
     if found.path != wish.root / files.UNIT:
-        hint = "remove one of the two; the package's own needs no setup: sudo systemctl enable --now memscaler"
+        hint = f"remove one of the two; the package's own needs no setup: {wish.systemctl('enable')}"
         raise MemscalerError(f"{found.path} comes from a package", hint=hint)
 
 
@@ -138,7 +146,7 @@ def _wanted(wish: Wish, own: program.Program) -> list[File]:
     found = [files.unit(place)]
     if systemd.version() >= files.PAUSES_SINCE:
         found.append(files.pauses())
-    if shutil.which("systemd-sysusers"):
+    if not wish.is_here or shutil.which("systemd-sysusers"):  # an image does that when it starts
         found.append(files.users())
     return [*found, *files.shared(wish.root)]
 
@@ -147,7 +155,8 @@ def _watches(settings: Settings | None) -> bool:
     return settings is not None and bool(settings.watches or settings.discover)
 
 
-def _has_group(root: Path) -> bool:
+def has_group(root: Path) -> bool:
+    """By its own file."""
     try:
         lines = (root / "etc/group").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -161,13 +170,13 @@ def _steps(wish: Wish, wanted: list[File], known: Manifest, *, new_config: bool,
     missing = [file for file in wanted if files.present(root, file.path) != file.content]
     obsolete = sorted(set(known.files) - {file.name for file in wanted})
     config = [files.config(wish.discover, list(wish.ports))] if new_config else []
-    group = not _has_group(root)
+    group = not has_group(root)
     final = _known(root, wanted, [*missing, *config], known, group=group)
     started = program.fingerprint() if wish.start and watches and wish.is_live else known.started
     tasks = [steps.write(root, file) for file in (*missing, *config)]
     tasks += [steps.remove(root / name[1:]) for name in obsolete if _is_ours(root, name, known)]
     if group:
-        tasks.append(_make_group(wish))
+        tasks += _make_group(wish)
     tasks += _service_steps(wish, missing, known, started=started, watches=watches)
     final = replace(final, started=started)
     if tasks or final != known:
@@ -190,11 +199,13 @@ def _is_ours(root: Path, name: str, known: Manifest) -> bool:
     return there is not None and known.is_ours(name, there)
 
 
-def _make_group(wish: Wish) -> Step:
+def _make_group(wish: Wish) -> Iterator[Step]:
+    """None in an image that is made without systemd-sysusers: that runs when the image starts, before memscaler."""
     own_root = [] if wish.is_here else [f"--root={wish.root}"]
     if shutil.which("systemd-sysusers"):
-        return steps.run("systemd-sysusers", *own_root, str(wish.root / files.USERS))
-    return steps.run("groupadd", "--system", *([] if wish.is_here else ["--root", str(wish.root)]), GROUP)
+        yield steps.run("systemd-sysusers", *own_root, str(wish.root / files.USERS))
+    elif wish.is_here:
+        yield steps.run("groupadd", "--system", GROUP)
 
 
 def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:
@@ -205,8 +216,10 @@ def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started:
         return
     found = units.find(wish.root)
     if found is None or not found.enabled:
-        own_root = [] if wish.is_here else [f"--root={wish.root}"]
-        yield steps.run("systemctl", *own_root, "enable", systemd.UNIT)
+        if wish.is_here:
+            yield steps.run("systemctl", "enable", systemd.UNIT)
+        elif not (wish.root / files.WANTED).is_symlink():
+            yield steps.enable(wish.root)
     if not (wish.is_live and watches):
         return
     is_active = systemd.active_state() == "active"
@@ -220,14 +233,17 @@ def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started:
 def _notes(wish: Wish, own: program.Program, found: Examined, *, new_config: bool, watches: bool) -> Iterator[str]:
     config = wish.root / files.CONFIG
     if not new_config and (wish.discover or wish.ports):
-        yield f"{config} is kept as it is: --discover and --port are for a new one"
+        yield f"{config} is kept as it is, --discover and --port are for a new one: edit it ({TO_WATCH})"
     if not watches:
-        yield f"no port is watched yet: {TO_WATCH} in {config}, then sudo memscaler setup once more"
+        again = ", then sudo memscaler setup once more" if wish.is_here else ""  # in an image nothing is started
+        yield f"no port is watched yet: {TO_WATCH} in {config}{again}"
     if found.distrust:
         yield f"the service will refuse its configuration: {found.distrust} ({found.remedy})"
     if not wish.start:
-        yield "not enabled: sudo systemctl enable --now memscaler"
-    elif not wish.is_live:
+        yield f"not enabled: {wish.systemctl('enable')}"
+    elif not wish.is_here:
+        yield "memscaler starts when the image does"
+    elif not wish.is_live and systemd.has_tools():
         yield "systemd does not run here: memscaler starts when the machine does"
     if not wish.is_here and not (own.path.is_relative_to(wish.root) or (wish.root / str(own.path)[1:]).exists()):
         yield f"{wish.root} has no {own.path}: install memscaler at the same place there"

@@ -15,7 +15,7 @@ from memscaler.daemon import systemd
 from memscaler.daemon.guardian import JOURNAL
 from memscaler.daemon.lock import refuse_beside_daemon
 from memscaler.daemon.setup import files, manifest, steps
-from memscaler.daemon.setup.install import GROUP, Wish
+from memscaler.daemon.setup.install import GROUP, Wish, has_group
 from memscaler.daemon.setup.steps import Plan, Step
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.restore import restore_from
@@ -34,7 +34,7 @@ def plan(wish: Wish, *, purge: bool) -> Plan:
     made += [steps.remove(wish.root / name[1:]) for name in ours]
     trees = [path for name in OWN if (path := wish.root / name).exists()] if purge else []
     made += [Step(f"remove  {path}, with all that is in it", partial(shutil.rmtree, path)) for path in trees]
-    if purge and known.group:
+    if purge and known.group and has_group(wish.root):
         made.append(_remove_group(wish))
     empty = _emptied(wish.root, known, {*trees, *(wish.root / name[1:] for name in ours)})
     made += [Step(f"remove  {path}", partial(_remove_folder, path)) for path in empty]
@@ -57,9 +57,11 @@ def _is_changed(root: Path, name: str, known: manifest.Manifest) -> bool:
 def _stop(wish: Wish, known: manifest.Manifest) -> Iterator[Step]:
     """Disable and stop; and whatever is parked after that is woken before its tools are gone."""
     if f"/{files.UNIT}" in known.files and files.present(wish.root, files.UNIT) is not None:
-        own_root = [] if wish.is_here else [f"--root={wish.root}"]
         now = ["--now"] if wish.is_live else []
-        yield steps.run("systemctl", *own_root, "disable", *now, systemd.UNIT)
+        if wish.is_here:
+            yield steps.run("systemctl", "disable", *now, systemd.UNIT)
+        elif (wish.root / files.WANTED).is_symlink():
+            yield steps.disable(wish.root)
     if wish.is_here:
         yield Step("check   that every GPU is awake, and wake those that are not", _wake)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -24,10 +25,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done; nothing if all is as it should be. notes: what is not done, and why; told afterwards."""
+    """What is to be done; nothing if all is as it should be. notes: what is not done, and why; told afterwards.
+
+    refusal: why this machine cannot do it; the steps may be told all the same.
+    """
 
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    refusal: MemscalerError | None = None
 
 
 def write(root: Path, file: File) -> Step:
@@ -44,6 +49,31 @@ def note(root: Path, known: Manifest, about: str) -> Step:
 def remove(path: Path) -> Step:
     """A file."""
     return Step(f"remove  {path}", lambda: path.unlink(missing_ok=True))
+
+
+def enable(root: Path) -> Step:
+    """In an image, whatever the machine has on which that is made."""
+    path = root / files.WANTED
+
+    def do() -> None:
+        for folder in files.missing_folders(root, path):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+        path.symlink_to(f"/{files.UNIT}")
+
+    return Step(f"link    {path}", do)
+
+
+def disable(root: Path) -> Step:
+    """In an image."""
+    path = root / files.WANTED
+
+    def do() -> None:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are wanted there, too
+            path.parent.rmdir()
+
+    return Step(f"remove  {path}", do)
 
 
 def run(*command: str, hint: str = "") -> Step:
