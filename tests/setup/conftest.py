@@ -52,7 +52,7 @@ def installation():
     """The program of a wheel in a virtual environment, where nobody but root may write."""
     with short_folder() as folder:
         wheel = build(folder)
-        yield environment(folder / "venv", wheel, SYSTEM_PYTHON).with_name("memscaler")
+        yield environment(folder / "venv", wheel, SYSTEM_PYTHON, copies=True).with_name("memscaler")
 
 
 @pytest.fixture

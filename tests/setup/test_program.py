@@ -160,7 +160,10 @@ def test_an_image_made_without_systemd(image):
 
 def test_without_bcc(installation):
     """The exact command of this distribution; nothing is written."""
-    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /usr/lib/python3/dist-packages && exec "$@"', "sh"]
+    # In a chroot / is no mount, and unshare's own way to keep mounts private fails.
+    private = "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /sys"
+    script = f'{private}; mount -t tmpfs none /usr/lib/python3/dist-packages && exec "$@"'
+    hide = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script, "sh"]
     environ = {**clean_environment(), "PYTHONPATH": ""}
     command = [*hide, installation, "setup", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environ)

@@ -35,7 +35,7 @@ def program_path() -> Path:
     """Of the environment that this runs in; not what led here, which may be a link."""
     scripts = Path(sysconfig.get_path("scripts"), NAME)
     beside = Path(sys.executable).with_name(NAME)
-    return next((path for path in (scripts, beside) if path.is_file()), scripts)
+    return next((path for path in (scripts, beside) if os.path.isfile(path)), scripts)  # noqa: PTH113  # Path's raises
 
 
 def this_program() -> Program:
@@ -48,7 +48,8 @@ def this_program() -> Program:
     path = program_path()
     files = (path, Path(sys.executable), *map(Path, sorted(known | added)))
     prefix = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
-    return Program(path, tuple(each for each in files if each.exists()), (*prefix, package))
+    there = tuple(each for each in files if os.path.exists(each))  # noqa: PTH110  # Path's raises where one may not look
+    return Program(path, there, (*prefix, package))
 
 
 def fingerprint() -> str:
