@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -76,6 +77,19 @@ class Server:
             end = now_ns()
         assert_eventually(lambda: self.open_now() <= open_before)
         return Bounds((begin, began), (end, now_ns()))
+
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[list[Bounds]]:
+        """One connection, as long as this lasts, and after all others. Afterwards its bounds are in the list."""
+        found: list[Bounds] = []
+        begin = now_ns()
+        client, accepted = self.connect()
+        began = now_ns()
+        with accepted, client:  # the client ends it
+            yield found
+            end = now_ns()
+        assert_eventually(lambda: self.open_now() == 0)
+        found.append(Bounds((begin, began), (end, now_ns())))
 
     def close(self) -> None:
         self.socket.close()
@@ -181,23 +195,16 @@ def test_overlapping_connections(server):
     gpu = Gpu(server)
     before = server.serve()
     pause()
-    begin = now_ns()
-    long, accepted = server.connect()
-    began = now_ns()
-    pause()
-    server.serve()
-    gpu.drain()
-    assert gpu.gaps == []  # one is open whose begin nobody knows yet
-    pause()
-    end = now_ns()
-    long.close()
-    accepted.close()
-    assert_eventually(lambda: server.open_now() == 0)
-    ended = now_ns()
+    with server.kept_open() as long:
+        pause()
+        server.serve()
+        gpu.drain()
+        assert gpu.gaps == []  # one is open whose begin nobody knows yet
+        pause()
     pause()
     after = server.serve()
     gpu.drain()
-    check(gpu.gaps, [before, Bounds((begin, began), (end, ended)), after])
+    check(gpu.gaps, [before, *long, after])
 
 
 def test_a_longer_one_covers_gaps_of_shorter_ones(server):
@@ -205,22 +212,15 @@ def test_a_longer_one_covers_gaps_of_shorter_ones(server):
     gpu = Gpu(server)
     before = server.serve()
     pause()
-    begin = now_ns()
-    long, accepted = server.connect()
-    began = now_ns()
-    pause()
-    server.serve()
-    pause()
-    server.serve()
-    end = now_ns()
-    long.close()
-    accepted.close()
-    assert_eventually(lambda: server.open_now() == 0)
-    ended = now_ns()
+    with server.kept_open() as long:
+        pause()
+        server.serve()
+        pause()
+        server.serve()
     pause()
     after = server.serve()
     gpu.drain()
-    check(gpu.gaps, [before, Bounds((begin, began), (end, ended)), after])
+    check(gpu.gaps, [before, *long, after])
 
 
 def test_connection_that_is_reset(server):
