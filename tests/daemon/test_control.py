@@ -102,12 +102,17 @@ def parts(text: bytes) -> tuple[int, dict]:
     return int(line.split()[1]), document
 
 
-def exchange(folder, text: bytes) -> tuple[int, dict]:
-    """Send these bytes, read an answer."""
+def answer_to(folder, text: bytes) -> bytes:
+    """Send these bytes, read all that comes back: who is refused at once may find that nobody reads any more."""
     with connect(folder) as client:
         with contextlib.suppress(BrokenPipeError):
             client.sendall(text)
-        return parts(read_all(client))
+        return read_all(client)
+
+
+def exchange(folder, text: bytes) -> tuple[int, dict]:
+    """Send these bytes, read an answer."""
+    return parts(answer_to(folder, text))
 
 
 def ask(folder, route: str, body=None, **how) -> tuple[int, dict]:
@@ -124,9 +129,7 @@ def as_user(uid: int, gid: int, groups: tuple[int, ...], folder, text: bytes) ->
             os.setgroups(groups)
             os.setgid(gid)
             os.setuid(uid)
-            with connect(folder) as client:
-                client.sendall(text)
-                os.write(writing, read_all(client))
+            os.write(writing, answer_to(folder, text))
         except OSError as error:
             os.write(writing, type(error).__name__.encode())
         finally:

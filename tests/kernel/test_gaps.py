@@ -417,12 +417,17 @@ def test_another_watch_in_the_same_slot(world, kept):
 
 
 def test_no_span_is_lost_under_load(world, server):
-    """Several threads connect at once for a while: one piece of work, however the CPUs raced."""
+    """Several threads connect at once for a while: whenever one of their connections lives is in no gap, however the CPUs
+    raced. (Between them there may be gaps: a busy machine lets all of the threads wait.)
+    """
     gpu = Gpu(server)
     before = server.serve()
     pause()
     begin, stop = now_ns(), now_ns() + 2_000_000_000
     server.socket.listen(128)
+    server.socket.settimeout(0.1)
+    served = threading.Event()
+    alive: list[int] = []  # a moment in each connection's life
 
     def connect_and_close():
         while now_ns() < stop:
@@ -430,32 +435,33 @@ def test_no_span_is_lost_under_load(world, server):
                 pass
 
     def accept():
-        server.socket.settimeout(1)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                server.socket.accept()[0].close()
+        while not served.is_set():
+            with contextlib.suppress(TimeoutError):
+                accepted = server.socket.accept()[0]
+                alive.append(now_ns())
+                accepted.close()
 
-    threads = [threading.Thread(target=work) for work in [connect_and_close] * 4 + [accept] * 2]
-    for thread in threads:
+    accepting = [threading.Thread(target=accept) for _ in range(2)]
+    connecting = [threading.Thread(target=connect_and_close) for _ in range(4)]
+    for thread in accepting + connecting:
         thread.start()
-    for thread in threads[:4]:
+    for thread in connecting:
         thread.join()
     assert_eventually(lambda: server.open_now() == 0)
     ended = now_ns()
-    for thread in threads[4:]:
+    served.set()
+    for thread in accepting:
         thread.join()
     server.socket.settimeout(None)
     pause()
     after = server.serve()
     gpu.drain()
     assert world.ledger.counters.read(server.watch.slot).opened > 100
-    inner = [gap for gap in gpu.gaps if begin + SHORTEST_NS < gap.start_ns and gap.end_ns < stop]
-    rest = [gap for gap in gpu.gaps if gap not in inner]
-    assert inner == []
-    assert before.end[0] <= rest[0].start_ns <= before.end[1]
-    assert begin <= rest[0].end_ns
-    assert rest[-1].start_ns <= ended
-    assert after.begin[0] <= rest[-1].end_ns <= after.begin[1]
+    assert [(gap, at) for gap in gpu.gaps for at in alive if gap.start_ns < at < gap.end_ns] == []
+    assert before.end[0] <= gpu.gaps[0].start_ns <= before.end[1]
+    assert begin <= gpu.gaps[0].end_ns <= min(alive)
+    assert max(alive) <= gpu.gaps[-1].start_ns <= ended
+    assert after.begin[0] <= gpu.gaps[-1].end_ns <= after.begin[1]
 
 
 # ---- connections that stay open --------------------------------------------------------------------------------------
