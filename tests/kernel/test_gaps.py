@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from memscaler.core.gaps import SHORTEST_NS, Gap, Track, follow
+from memscaler.core.gaps import Gap, Track, follow
 from memscaler.core.watch import Quiet, WatchSettings
 from memscaler.kernel import ledger
 from memscaler.kernel.bpf import HashMap
@@ -417,8 +417,9 @@ def test_another_watch_in_the_same_slot(world, kept):
 
 
 def test_no_span_is_lost_under_load(world, server):
-    """Several threads connect at once for a while: whenever one of their connections lives is in no gap, however the CPUs
-    raced. (Between them there may be gaps: a busy machine lets all of the threads wait.)
+    """Several threads connect at once for a while: no gap holds a moment of a connection's life, however the CPUs raced.
+
+    Between the connections there may be gaps: a busy machine lets all of the threads wait.
     """
     gpu = Gpu(server)
     before = server.serve()
