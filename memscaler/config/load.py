@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memscaler.config import toml, values
-from memscaler.config.environment import nearest
 from memscaler.config.ports import (
     UNKNOWN,
     Watch,
@@ -28,6 +27,7 @@ from memscaler.config.ports import (
     parse_scope,
 )
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
+from memscaler.config.unknown import unknown
 from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.watch import HOST, Scope
 
@@ -62,6 +62,10 @@ class _Found:
             self.origins[option.key] = origin
         except ValueError as err:
             self.problems.append((flag, f"{origin}: {err}"))
+
+    def refuse(self, sentences: Iterable[str]) -> None:
+        """Note what is wrong with the file."""
+        self.problems += [(False, sentence) for sentence in sentences]
 
     def forget_origins(self, key: str) -> None:
         """Of its parts: another source has replaced the whole."""
@@ -252,12 +256,12 @@ def _from_file(document: toml.Document, found: _Found) -> None:
         elif key in BY_KEY:
             found.take(BY_KEY[key], raw, document.origin(key))
         else:
-            found.problems.append((False, _unknown(key, [*BY_KEY, "gpu"], document.origin(key))))
+            found.refuse(unknown((key,), raw, [*BY_KEY, "gpu"], document))
 
 
 def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:
     if not isinstance(raw, list):
-        found.problems.append((False, f"{document.origin('watch')}: write each watch as a [[watch]] table"))
+        found.refuse([f"{document.origin('watch')}: write each watch as a [[watch]] table"])
         return
     good: list[Watch] = [*found.values.get("watches", ())]
     for nth, entry in enumerate(raw):
@@ -322,7 +326,10 @@ def _gpus(behind: str, raw: object) -> tuple[str, ...]:
 
 
 def _take_gpus(raw: object, document: toml.Document, found: _Found) -> None:
-    for name, entry in raw.items() if isinstance(raw, dict) else [("gpu", raw)]:
+    if not isinstance(raw, dict):
+        found.refuse([f"{document.origin('gpu')}: write each GPU as a table with its name, as in [gpu.gpu0]"])
+        return
+    for name, entry in raw.items():
         origin = document.origin("gpu", name)
         found.read(check_gpu, name, origin)
         fields = found.read(partial(values.table, f"gpu.{name}"), entry, origin) or {}
@@ -354,16 +361,10 @@ def _own(
         if key in known:
             mine.take(known[key], raw, origin)
         elif key not in others:
-            mine.problems.append((False, _unknown(key, [*others, *known], origin)))
+            mine.refuse(unknown((*where, key), raw, [*others, *known], document))
     found.problems += mine.problems
     found.origins |= {f"{name}.{key}": origin for key, origin in mine.origins.items()}
     return mine.values
-
-
-def _unknown(key: str, known: Iterable[str], origin: str) -> str:
-    near = nearest(key, known)
-    hint = " in this table" if key in BY_KEY else f" (did you mean {near!r}?)" if near else ""
-    return f"{origin}: unknown key {key!r}{hint}"
 
 
 def for_gpu(settings: Settings, names: Iterable[str]) -> GpuSettings:

@@ -7,7 +7,9 @@ import re
 import shlex
 import stat
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from memscaler.core.errors import ConfigError, PermissionMissing
 
 # no two parts that may match the same: a long line must not take its square in time
 _HEADER = re.compile(r"""^\s*(\[\[?)((?:[^]\[#"']|"[^"]*"|'[^']*')+)\]\]?\s*(?:#.*)?$""")
-_KEY = re.compile(r"""^\s*("[^"]*"|'[^']*'|[A-Za-z0-9_-]+)\s*=""")
+_KEY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+))*)\s*=""")
 _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 
 _PLACE = re.compile(r"\(at line (\d+), (column \d+)\)")
 
 MOST_BYTES = 1 << 20
+DEEPEST = 4  # parts of a name that are told apart; ours have two
 DROP_INS = "conf.d"  # the folder beside a file, whose files add to it
 
 Where = tuple[str | int, ...]
@@ -139,18 +142,40 @@ def _distrust(path: Path, status: os.stat_result) -> Distrusted | None:
 
 
 def _lines(text: str) -> dict[Where, int]:
-    """Key path -> line number. Elements of an array of tables are numbered from 0."""
+    """Key path -> line number of the first that is said there. Elements of an array of tables are numbered from 0."""
     found: dict[Where, int] = {}
     table: Where = ()
     counts: dict[Where, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
-            table = tuple(next(filter(None, part), "") for part in _PART.findall(header[2]))
+            names = _names(header[2])
+            table = _place(names, counts)
             if header[1] == "[[":
-                nth = counts.get(table, 0)
-                counts[table] = nth + 1
-                table = (*table, nth)
-            found.setdefault(table, number)
+                array = (*_place(names[:-1], counts), *names[-1:])
+                counts[array] = counts.get(array, 0) + 1
+                table = _place(names, counts)
+            _note(found, table, number)
         elif key := _KEY.match(line):
-            found.setdefault((*table, key[1].strip("\"'")), number)
+            _note(found, (*table, *_names(key[1])), number)
     return found
+
+
+def _names(dotted: str) -> list[str]:
+    """The parts of a name: a."b.c".d"""
+    parts = islice(_PART.finditer(dotted), DEEPEST)
+    return [next(filter(None, part.groups()), "") for part in parts]
+
+
+def _place(names: Iterable[str], counts: Mapping[Where, int]) -> Where:
+    """Where tomllib puts it: what is said of an array of tables is said of its last one."""
+    where: Where = ()
+    for name in names:
+        where = (*where, name)
+        where = (*where, counts[where] - 1) if where in counts else where
+    return where
+
+
+def _note(found: dict[Where, int], where: Where, number: int) -> None:
+    """Of a table that is only in the name of another one, that is the line."""
+    for end in range(1, len(where) + 1):
+        found.setdefault(where[:end], number)

@@ -135,7 +135,11 @@ def test_the_runtime_directory_of_systemd():
         ('[[watch]]\nport = 1\ngpus = ["card"]', "port 1: 'card' names no GPU"),
         ("[gpu.a40]\nlever = 'auto'", "config.toml:1: 'a40' names no GPU"),
         ("[gpu]\ngpu0 = 3", "config.toml:2: gpu.gpu0: 3 is not a table"),
-        ("gpu = 3", "config.toml:1: 'gpu' names no GPU"),
+        ("gpu = 3", "config.toml:1: write each GPU as a table with its name, as in [gpu.gpu0]"),
+        ("[[gpu]]\nlever = 'auto'", "config.toml:1: write each GPU as a table with its name, as in [gpu.gpu0]"),
+        ("\n[watch]\nport = 1", "config.toml:2: write each watch as a [[watch]] table"),
+        ("\nwatch.port = 1", "config.toml:2: write each watch as a [[watch]] table"),
+        ("\ngpu.gpu0.idle_aftr = 1", "config.toml:2: unknown key 'idle_aftr' (did you mean 'idle_after'?)"),
         ("[gpu.gpu0]\nmetrics = 'off'", "config.toml:2: unknown key 'metrics'"),
         ("[gpu.gpu0]\nidle_after = 'x'", "config.toml:2: 'x' is not a time"),
         ("idle_after = ", "config.toml:1: not TOML: Invalid value (at end of document)"),
@@ -147,6 +151,40 @@ def test_mistakes_in_a_file(config, text, message):
         config(text)
     assert message in str(refusal.value)
     assert refusal.value.exit_code == 78
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("\n[[wacth]]\nport = 1", ["2: unknown table [[wacth]] (did you mean [[watch]]?)"]),
+        ("[wacth]\nport = 1", ["1: unknown table [wacth] (did you mean [[watch]]?)"]),
+        ("wacth = [{port = 1}, {port = 2}]", ["1: unknown table [[wacth]] (did you mean [[watch]]?)"]),
+        ("\n[gpus.gpu0]\nlever = 'auto'", ["2: unknown table [gpus] (did you mean [gpu.gpu0]?)"]),
+        ("\n[label]\nsite = 'x'", ["2: unknown table [label] (did you mean [labels]?)"]),
+        ("[a.b.c.d.e]\n[a.b.c.d.f]", ["1: unknown table [a] (there are [[watch]], [gpu.gpu0], [labels])"]),
+        ("[idle_aftr]", ["1: unknown table [idle_aftr] (did you mean 'idle_after'?)"]),
+        ('["wat.ch"]', ["1: unknown table ['wat.ch'] (did you mean [[watch]]?)"]),
+        ("[gpu.gpu0.touch]\n[[gpu.gpu0.x]]\n[[gpu.gpu0.x]]", [f"{n}: unknown table" for n in (1, 2, 3)]),
+        (
+            "[[wacth]]\nport = 1\n[[watch]]\nport = 2\n[watch.health]\npath = '/'\n[[watch]]\n[watch.x]\n[[wacth]]",
+            [
+                "1: unknown table [[wacth]]",
+                "5: unknown table [watch.health]",
+                "7: a watch needs a port",
+                "8: unknown table [watch.x]",
+                "9: unknown table [[wacth]]",
+            ],
+        ),
+    ],
+)
+def test_unknown_tables(config, text, messages):
+    """Each with its line, and what it may be meant to be."""
+    with pytest.raises(ConfigError) as refusal:
+        config(text)
+    lines = sorted(str(refusal.value).splitlines(), key=lambda line: int(line.split(":")[1]))
+    assert len(lines) == len(messages), lines
+    for line, message in zip(lines, messages, strict=True):
+        assert f"config.toml:{message}" in line
 
 
 def test_all_mistakes_are_told_at_once(config):
