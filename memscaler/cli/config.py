@@ -7,19 +7,21 @@ import os
 import shlex
 import stat
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memscaler.cli.options import Config, Json
-from memscaler.cli.output import INDENT, WIDTH, plain, print_json, show
+from memscaler.cli.output import INDENT, plain, print_json, show
+from memscaler.cli.redraw import width
 
 if TYPE_CHECKING:
     from memscaler.config.load import Examined
 
 BAD = 78
-KEY_WIDTH, ORIGIN_AT = 16, 42
+KEY_WIDTH, ORIGIN_AT = 16, 48
 MODE = 0o644
 RUN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -152,24 +154,45 @@ def show_settings(
     With --origin each has the flag, the variable, the line of the file or "default" beside it.
     """
     from memscaler.config.load import load
-    from memscaler.config.render import effective, literal
+    from memscaler.config.render import effective
 
     settings = load(_flags(context), os.environ, config)
     rows = effective(settings)
     if as_json:
         print_json({"settings": [{"key": key, "value": value, "origin": where} for key, value, where in rows]})
         return
-    for key, value, where in rows:
-        show(_line(plain(key), plain(literal(value)), plain(where) if origin else ""))
+    room = width() if sys.stdout.isatty() else sys.maxsize  # who searches in it wants a setting in one line
+    for line in _table([(key, value, where if origin else "") for key, value, where in rows], room):
+        show(line)
 
 
-def _line(key: str, value: str, where: str) -> str:
-    """The origin goes below where it has no room."""
-    text = f"{key:<{KEY_WIDTH}} = {value}"
-    if not where:
-        return text
-    line = f"{text:<{ORIGIN_AT}} ({where})"
-    return line if len(line) <= WIDTH else f"{text}\n{INDENT}({where})"
+def _table(rows: Sequence[tuple[str, object, str]], room: int) -> Iterator[str]:
+    """A line for each, and more only where it is longer than `room`; origins in a column of their own."""
+    from memscaler.config.render import literal
+
+    heads = [f"{plain(key):<{KEY_WIDTH}} =" for key, _, _ in rows]
+    texts = [f"{head} {plain(literal(value))}" for head, (_, value, _) in zip(heads, rows, strict=True)]
+    at = max((len(text) for text in texts if len(text) < ORIGIN_AT), default=0)
+    for head, text, (_, value, where) in zip(heads, texts, rows, strict=True):
+        last = text
+        if len(text) > room and isinstance(value, list):
+            yield from (f"{head} [", *_broken(value, room))
+            last = "]"
+        line = f"{last:<{at}}  ({plain(where)})" if where else last
+        yield from [line] if len(line) <= room or not where else [last, f"{'':<{at}}  ({plain(where)})"]
+
+
+def _broken(values: Sequence[object], room: int) -> Iterator[str]:
+    """Elements of a list, as many in a line as it has room for."""
+    from memscaler.config.render import literal
+
+    line = INDENT
+    for text in (f"{plain(literal(each))}," for each in values):
+        if line != INDENT and len(line) + len(text) > room:
+            yield line.rstrip()
+            line = INDENT
+        line += f"{text} "
+    yield line.rstrip()
 
 
 def _flags(context: typer.Context) -> dict[str, Any]:

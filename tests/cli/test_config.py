@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_show(folder):
     file.write_text('idle_after = "90s"\nlever = "pstate"\nmin_dwell = "1s"\n[[watch]]\nport = 8080\ngpus = ["gpu0"]\n')
     env = {"MEMSCALER_LEVER": "auto"}
     result = config("show", "--origin", "--config", str(file), "--idle-after", "2d", "--dry-run", env=env)
-    rows = {line.split()[0]: line for line in result.stdout.replace("\n      (", " (").splitlines()}
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert rows["idle_after"].split() == ["idle_after", "=", '"2d"', "(--idle-after)"]
     assert rows["lever"].endswith("(MEMSCALER_LEVER)")
     assert rows["min_dwell"].endswith(f"({file}:3)")
@@ -222,6 +223,35 @@ def test_show(folder):
     plain = config("show", "--config", str(file))
     assert "(" not in plain.stdout
     assert max(map(len, plain.stdout.splitlines())) <= 80
+
+
+LONG = """
+[gpu.gpu0]
+quiet_hours = ["Mon-Fri 09:00-18:00", "22:00-06:00", "Sat,Sun", "Mon-Wed 20:00-21:00"]
+"""
+
+
+def test_show_in_columns(folder):
+    """In a pipe a setting is a line; in a terminal a long list is broken as TOML has it. Origins are in a column."""
+    file = folder / "c.toml"
+    file.write_text(LONG)
+    *lines, last = config("show", "--origin", "--config", str(file)).stdout.splitlines()
+    assert last.startswith("gpu.gpu0.quiet_hours = [")
+    assert last.endswith(f"]  ({file}:3)")
+    assert len({line.index("(") for line in lines}) == 1
+    command = shlex.join([sys.executable, "-m", "memscaler", "config", "show", "--origin", "--config", str(file)])
+    shown = subprocess.run(
+        ["script", "--quiet", "--command", f"stty cols 80; {command}", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    ).stdout.splitlines()
+    assert shown[: len(lines)] == lines
+    first, *middle, end = shown[len(lines) :]
+    assert (first, end.split()) == ("gpu.gpu0.quiet_hours = [", ["]", f"({file}:3)"])
+    assert tomllib.loads(f"{first}{''.join(middle)}]") == tomllib.loads(last.partition("  (")[0])
+    assert max(map(len, shown)) <= 80
 
 
 def test_show_for_programs():
