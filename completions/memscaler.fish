@@ -272,7 +272,7 @@ complete -c memscaler -n '__memscaler_at setup' -s p -l port -x -d 'Into a new c
 complete -c memscaler -n '__memscaler_at setup' -l no-start -d 'Neither enable nor start the service'
 complete -c memscaler -n '__memscaler_at setup' -l force -d 'Replace files in the way that setup has not written, or not like that'
 complete -c memscaler -n '__memscaler_at setup' -l remove -d 'Wake every GPU, stop the service, and remove what setup has written'
-complete -c memscaler -n '__memscaler_at setup' -l purge -d 'With --remove: also the configuration and what was counted'
+complete -c memscaler -n '__memscaler_at setup' -l purge -d 'With --remove: also the configuration, what was counted, and what was changed since'
 complete -c memscaler -n '__memscaler_at setup' -l root -x -a '(__fish_complete_directories)' -d 'Of an image: below this folder'
 complete -c memscaler -n '__memscaler_at setup' -s h -l help -d 'Show this message and exit'
 

@@ -41,7 +41,10 @@ def setup(
         bool, typer.Option("--remove", help="Wake every GPU, stop the service, and remove what setup has written.")
     ] = False,
     purge: Annotated[
-        bool, typer.Option("--purge", help="With --remove: also the configuration and what was counted.")
+        bool,
+        typer.Option(
+            "--purge", help="With --remove: also the configuration, what was counted, and what was changed since."
+        ),
     ] = False,
     root: Annotated[
         Path | None,

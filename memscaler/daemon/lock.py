@@ -14,6 +14,7 @@ from pathlib import Path
 
 from memscaler.core.errors import Calibrating, DaemonRunning, MemscalerError, PermissionMissing
 
+DAEMON = "lock"
 CALIBRATION = "calibrate.lock"
 LOOK_S = 0.05
 
@@ -28,7 +29,7 @@ def prepare_runtime_dir(path: Path) -> None:
         raise MemscalerError(f"cannot make {path}: {error.strerror}") from error
 
 
-def acquire(runtime_dir: Path, name: str = "lock") -> int:
+def acquire(runtime_dir: Path, name: str = DAEMON) -> int:
     """Take the lock and return its descriptor, which holds it until the process ends, however it ends.
 
     name: of another lock than the daemon's. Raise DaemonRunning if somebody holds it.
@@ -71,7 +72,7 @@ def refuse_beside_calibration(runtime_dir: Path) -> None:
         raise Calibrating(error.pid) from error
 
 
-def refuse_beside_daemon(runtime_dir: Path, name: str = "lock") -> None:
+def refuse_beside_daemon(runtime_dir: Path, name: str = DAEMON) -> None:
     """Raise DaemonRunning if a daemon governs with this directory. Says nothing if we may not look.
 
     name: of another lock than the daemon's.
@@ -90,7 +91,7 @@ def refuse_beside_daemon(runtime_dir: Path, name: str = "lock") -> None:
 
 def wait_until_free(runtime_dir: Path) -> None:
     """Sleep until no daemon governs with this directory, however it ended. Raise PermissionMissing (exit 4)."""
-    path = runtime_dir / "lock"
+    path = runtime_dir / DAEMON
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except PermissionError as error:

@@ -11,6 +11,11 @@ import subprocess
 import pytest
 
 from memscaler.config.load import load
+from memscaler.core.snapshot import Identity
+from memscaler.daemon import lock
+from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.setup.removal import remove_runtime
+from memscaler.gpu.journal import Journal
 from memscaler.resources import completions_dir, deploy_dir, man_dir, systemd_dir
 from tests.systemd.test_unit import exposure
 
@@ -220,9 +225,47 @@ def test_what_was_changed_since_is_kept(image):
     page = image.at("usr/local/share/memscaler/prometheus/alerts.yml")
     page.write_text("groups: []\n")
     told = image.good("--remove")
-    assert f"note: {page} was changed since, and is kept" in told
+    assert f"note: {page} was changed since, and is kept (--purge removes it too)" in told
     assert page.read_text() == "groups: []\n"
     assert not image.at(ENABLED).is_symlink()
+
+
+@pytest.mark.parametrize("removed_before", [False, True])
+def test_purge_removes_what_was_changed_too(image, removed_before):
+    """As it does with the configuration, also if it was kept by an earlier removal. But no folder in its place."""
+    image.good("--discover")
+    unit, page = image.at(UNIT), image.at("usr/local/share/memscaler/prometheus/alerts.yml")
+    unit.write_text(unit.read_text() + "# mine\n")
+    page.unlink()
+    page.mkdir()
+    if removed_before:
+        image.good("--remove")
+        assert unit.exists()
+    told = image.good("--remove", "--purge")
+    assert f"remove  {unit} (changed since)" in told
+    assert f"note: {page} was changed since, and is kept" in told
+    assert not unit.exists()
+    assert page.is_dir()
+
+
+def test_the_folder_of_the_runtime(tmp_path):
+    """It goes unless a GPU is parked, somebody governs or somebody calibrates."""
+    path = tmp_path / "memscaler"
+    lock.prepare_runtime_dir(path)
+    journal = Journal(path / JOURNAL)
+    gpu = Identity(0, "GPU-1", "0000:01:00.0", "A40")
+    journal.record(gpu, "memory-clock", 405)
+    remove_runtime(path)
+    assert len(journal.entries()) == 1
+    journal.release(gpu.uuid)
+    for name in (lock.DAEMON, lock.CALIBRATION):
+        held = lock.acquire(path, name)
+        remove_runtime(path)
+        assert path.is_dir()
+        os.close(held)
+    remove_runtime(path)
+    assert not path.exists()
+    remove_runtime(path)
 
 
 def test_a_group_that_was_there_stays(image):

@@ -519,6 +519,7 @@ def setup_removed() -> None:
     assert not list(UNITS.glob(f"*.wants/{UNIT}"))
     assert show("LoadState") == "not-found" or (box.DROP_INS / "emulator.conf").exists(), told
     assert not Path("/usr/local/share/man/man1/memscaler.1").exists()
+    assert not Path("/run/memscaler").exists()
     assert CONFIG.exists()
     assert _setup("--remove")[-1] == "nothing to do"
     told = _setup()

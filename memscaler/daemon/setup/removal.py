@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +14,7 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import DaemonRunning, MemscalerError
 from memscaler.daemon import systemd
 from memscaler.daemon.guardian import JOURNAL
-from memscaler.daemon.lock import refuse_beside_daemon
+from memscaler.daemon.lock import CALIBRATION, DAEMON, acquire, refuse_beside_daemon
 from memscaler.daemon.setup import files, manifest, steps
 from memscaler.daemon.setup.install import GROUP, Wish, has_group
 from memscaler.daemon.setup.steps import Plan, Step
@@ -21,32 +22,42 @@ from memscaler.gpu.journal import Journal
 from memscaler.gpu.restore import restore_from
 
 OWN = ("etc/memscaler", "var/lib/memscaler")  # what --purge removes: what it was told, and what it has counted
+RUNTIME = Path("/run/memscaler")  # RuntimeDirectory= of the unit
 
 
 def plan(wish: Wish, *, purge: bool) -> Plan:
     """Nothing is changed. Raise MemscalerError if it is not known what is ours."""
     known = manifest.load(wish.root)
     if known is None or not (known.files or purge):
-        return Plan(notes=("setup has installed nothing here",))
-    theirs = [name for name in known.files if _is_changed(wish.root, name, known)]
-    ours = [name for name in known.files if files.present(wish.root, name) is not None and name not in theirs]
+        stale = () if _governs(wish) else tuple(_runtime(wish))
+        return Plan(stale, ("setup has installed nothing here",))
+    changed = [name for name in known.files if _is_changed(wish.root, name, known)]
+    kept = [name for name in changed if not purge or (wish.root / name[1:]).is_dir()]
+    ours = [name for name in known.files if files.present(wish.root, name) is not None and name not in kept]
     made = [*_stop(wish, known)]
-    made += [steps.remove(wish.root / name[1:]) for name in ours]
+    made += [steps.remove(wish.root / name[1:], "changed since" * (name in changed)) for name in ours]
     trees = [path for name in OWN if (path := wish.root / name).exists()] if purge else []
     made += [Step(f"remove  {path}, with all that is in it", partial(shutil.rmtree, path)) for path in trees]
+    made += _runtime(wish)
     if purge and known.group and has_group(wish.root):
         made.append(_remove_group(wish))
     empty = _emptied(wish.root, known, {*trees, *(wish.root / name[1:] for name in ours)})
     made += [Step(f"remove  {path}", partial(_remove_folder, path)) for path in empty]
     if not purge:
-        left = manifest.Manifest(folders=known.folders, group=known.group)
+        left = manifest.Manifest({name: known.files[name] for name in kept}, known.folders, known.group)
         made.append(steps.note(wish.root, left, "what is left of it, for --purge"))
     if wish.is_live:
         made.append(steps.run("systemctl", "daemon-reload"))
-    notes = [f"{wish.root / name[1:]} was changed since, and is kept" for name in theirs]
-    kept = [str(wish.root / name) for name in OWN if not purge and (wish.root / name).exists()]
-    notes += [f"kept: {' and '.join(kept)} (--purge removes them too)"] if kept else []
-    return Plan(tuple(made), tuple(notes))
+    return Plan(tuple(made), tuple(_notes(wish, kept, purge=purge)))
+
+
+def _notes(wish: Wish, kept: list[str], *, purge: bool) -> Iterator[str]:
+    too = "" if purge else " (--purge removes it too)"
+    for name in kept:
+        yield f"{wish.root / name[1:]} was changed since, and is kept{too}"
+    own = [str(wish.root / name) for name in OWN if (wish.root / name).exists()]
+    if own and not purge:
+        yield f"kept: {' and '.join(own)} (--purge removes them too)"
 
 
 def _is_changed(root: Path, name: str, known: manifest.Manifest) -> bool:
@@ -68,16 +79,40 @@ def _stop(wish: Wish, known: manifest.Manifest) -> Iterator[Step]:
 
 def _wake() -> None:
     settings = examine({}, {}).settings or Settings()
+    for place in dict.fromkeys((settings.runtime_dir, RUNTIME)):  # the unit's goes before that of the configuration
+        try:
+            refuse_beside_daemon(place)
+        except DaemonRunning as error:
+            hint = "stop it first; nothing was removed"
+            raise MemscalerError(str(error), hint=hint) from error
+        journal = place / JOURNAL
+        if journal.is_dir() and Journal(journal).entries():
+            report = restore_from(journal)
+            if not report.ok:
+                raise MemscalerError(str(report), hint="nothing was removed; memscaler restore tries again")
+
+
+def _governs(wish: Wish) -> bool:
+    """Somebody does, here: a package's service, perhaps."""
     try:
-        refuse_beside_daemon(settings.runtime_dir)
-    except DaemonRunning as error:
-        hint = "stop it first; nothing was removed"
-        raise MemscalerError(str(error), hint=hint) from error
-    journal = settings.runtime_dir / JOURNAL
-    if journal.is_dir() and Journal(journal).entries():
-        report = restore_from(journal)
-        if not report.ok:
-            raise MemscalerError(str(report), hint="nothing was removed; memscaler restore tries again")
+        refuse_beside_daemon(RUNTIME)
+    except DaemonRunning:
+        return wish.is_here
+    return False
+
+
+def _runtime(wish: Wish) -> Iterator[Step]:
+    if wish.is_here and RUNTIME.is_dir():
+        yield Step(f"remove  {RUNTIME}, if nothing is parked", partial(remove_runtime, RUNTIME))
+
+
+def remove_runtime(path: Path) -> None:
+    """The folder that systemd keeps over a stop; but not what a GPU that is parked, or who works with it, needs."""
+    with contextlib.ExitStack() as held, contextlib.suppress(DaemonRunning, FileNotFoundError):
+        for name in (DAEMON, CALIBRATION):
+            held.callback(os.close, acquire(path, name))
+        if not Journal(path / JOURNAL).entries():
+            shutil.rmtree(path)
 
 
 def _emptied(root: Path, known: manifest.Manifest, gone: set[Path]) -> Iterator[Path]:

@@ -46,9 +46,9 @@ def note(root: Path, known: Manifest, about: str) -> Step:
     return write(root, File(manifest.PLACE, known.text().encode(), about))
 
 
-def remove(path: Path) -> Step:
+def remove(path: Path, about: str = "") -> Step:
     """A file."""
-    return Step(f"remove  {path}", lambda: path.unlink(missing_ok=True))
+    return Step(f"remove  {path}" + f" ({about})" * bool(about), lambda: path.unlink(missing_ok=True))
 
 
 def enable(root: Path) -> Step:
