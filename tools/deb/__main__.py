@@ -31,16 +31,18 @@ def default() -> str:
 
 def one(suite: str, *, tests: bool) -> bool:
     """Build, and test, the package of one release. True if all is well."""
-    if not building.root_of(suite).exists():
-        say(f"{suite}: making its root (2 minutes, once)")
+
+    def tell(text: str) -> None:
+        say(f"{suite}: {text}")
+
     try:
-        package = building.build(suite)
+        package = building.build(suite, say=tell)
         print(f"{package} ({package.stat().st_size >> 10} KiB)", flush=True)
         for name, check in testing.CHECKS.items() if tests else ():
-            say(f"{suite}: {name}")
+            tell(name)
             check(suite, package)
     except (building.BuildFailed, testing.CheckFailed, subprocess.CalledProcessError) as error:
-        say(f"{suite}: {error}")
+        tell(str(error))
         return False
     return True
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +29,22 @@ PRERELEASE = re.compile(r"\.?(a|b|rc|dev)(\d+)")
 # Not checked is that build-essential is there: nothing is compiled, and it would bring 250 MB of compilers.
 BUILD = "cd /build/memscaler && dpkg-buildpackage --build=binary --no-sign --no-check-builddeps"
 LINT = "cd /build && lintian --allow-root --fail-on error --tag-display-limit 0 memscaler_*.changes"
+STEPS = {"building it, without a network (a minute)": BUILD, "what lintian says": LINT}
 ENVIRONMENT = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "WHEELS=/build/wheels")
-ISOLATED = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
+ISOLATED = ("unshare", "--mount", "--propagation", "unchanged", "--net", "--pid", "--fork", "--kill-child")
+# In a chroot, as on a build machine, / is no mount that could be made private; /proc is one everywhere. What is mounted
+# on it, in this namespace, nobody else sees.
+INNER = """\
+mount --make-private /proc && mount --bind "$0" /proc && mount -t proc proc /proc/proc && exec chroot /proc "$@"
+"""
 
 
 class BuildFailed(Exception):
     """The package could not be built, or lintian found an error; the text says where to look."""
+
+
+def _quiet(_text: str) -> None:
+    """Nobody listens."""
 
 
 def version(suite: str) -> str:
@@ -48,10 +58,11 @@ def root_of(suite: str) -> Path:
     return cache() / f"deb-{suite}-{what}.tar"
 
 
-def ensure_root(suite: str) -> Path:
+def ensure_root(suite: str, say: Callable[[str], None]) -> Path:
     """The archive, made now if it is not there. Raise CalledProcessError."""
     target = root_of(suite)
     if not target.exists():
+        say("making its clean root with mmdebstrap (2 minutes, once)")
         cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"deb-{suite}-building-", dir=cache()) as folder:
             draft = Path(folder, "root.tar")
@@ -61,14 +72,20 @@ def ensure_root(suite: str) -> Path:
     return target
 
 
-def build(suite: str, target: Path = OUTPUT) -> Path:
-    """The package, in the target folder beside its .changes and lintian's words. Raise BuildFailed."""
+def build(suite: str, target: Path = OUTPUT, say: Callable[[str], None] = _quiet) -> Path:
+    """The package, in the target folder beside its .changes and lintian's words. Raise BuildFailed.
+
+    say: is told what begins.
+    """
     target.mkdir(parents=True, exist_ok=True)
     log = target / f"{suite}.log"
-    with _clean_root(suite) as root, log.open("w") as file:
-        for what in (BUILD, LINT):
+    with _clean_root(suite, say) as root, log.open("w") as file:
+        for about, what in STEPS.items():
+            say(about)
             if _in(root, what, file.fileno()):
-                raise BuildFailed(f"{what.split('&& ')[1]} failed; see {log}")
+                raise BuildFailed(
+                    f"{what.split('&& ')[1]} failed:\n{machine.tail(log.read_text(), 12)}\nAll of it: {log}"
+                )
         for each in (root / "build").glob("memscaler_*"):
             shutil.copy(each, target)
     return target / f"memscaler_{version(suite)}_{_architecture()}.deb"
@@ -90,9 +107,13 @@ def next_version(package: Path, target: Path) -> Path:
 
 
 @contextmanager
-def _clean_root(suite: str) -> Iterator[Path]:
+def _clean_root(suite: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A root with the tree and its debian/ in /build/memscaler, and what pip wants in /build/wheels."""
-    archive, needed = ensure_root(suite), wheels.ensure(RECIPES[suite])
+    archive = ensure_root(suite, say)
+    if not wheels.archive_of(RECIPES[suite]).exists():
+        say("fetching the python packages of packaging/requirements.lock (once)")
+    needed = wheels.ensure(RECIPES[suite])
+    say("unpacking the root, and this tree into it")
     with tempfile.TemporaryDirectory(prefix=f"deb-{suite}-root-", dir=cache()) as folder:
         root, packed = Path(folder, "root"), Path(folder, "tree.tar")
         tree = root / "build" / "memscaler"
@@ -120,8 +141,7 @@ def changelog(suite: str) -> str:
 
 def _in(root: Path, command: str, log: int) -> int:
     """A shell command in the root, with no network. Returns its exit status."""
-    inner = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-    whole = [*ISOLATED, "sh", "-c", inner, root, *ENVIRONMENT, "sh", "-c", command]
+    whole = [*ISOLATED, "sh", "-c", INNER, root, *ENVIRONMENT, "sh", "-c", command]
     return subprocess.run(whole, check=False, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
 
 
