@@ -10,7 +10,7 @@ WORKERS := 2
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
 
-demo:  ## a real llama.cpp server, a governor and two simulated GPUs: what it does, in 90 seconds (needs root)
+demo:  ## two real llama.cpp servers, a governor and two simulated GPUs: what it does, in a minute (needs root)
 	@tools/setup demo
 	@$(PY) -m demo
 

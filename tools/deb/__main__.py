@@ -7,6 +7,7 @@ Exit status 1 if a build, lintian or a test failed, 2 if something needed is mis
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import signal
 import subprocess
@@ -25,8 +26,12 @@ def say(text: str) -> None:
 
 def default() -> str:
     """The release that runs here, if there is a package for it."""
-    here = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    return here if here in building.SUITES else next(iter(building.SUITES))
+    return _here() if _here() in building.SUITES else next(iter(building.SUITES))
+
+
+def _here() -> str:
+    """Debian's, or somebody else's."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 
 
 def one(suite: str, *, tests: bool) -> bool:
@@ -38,6 +43,8 @@ def one(suite: str, *, tests: bool) -> bool:
     try:
         package = building.build(suite, say=tell)
         print(f"{package} ({package.stat().st_size >> 10} KiB)", flush=True)
+        if suite == _here():
+            tell(f"to install it: sudo apt install ./{os.path.relpath(package)}")
         for name, check in testing.CHECKS.items() if tests else ():
             tell(name)
             check(suite, package)

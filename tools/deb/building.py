@@ -86,6 +86,8 @@ def build(suite: str, target: Path = OUTPUT, say: Callable[[str], None] = _quiet
                 raise BuildFailed(
                     f"{what.split('&& ')[1]} failed:\n{machine.tail(log.read_text(), 12)}\nAll of it: {log}"
                 )
+        for old in target.glob(f"memscaler_*~deb{SUITES[suite]}_*"):
+            old.unlink()  # so that there is one to install
         for each in (root / "build").glob("memscaler_*"):
             shutil.copy(each, target)
     return target / f"memscaler_{version(suite)}_{_architecture()}.deb"

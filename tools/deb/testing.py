@@ -33,7 +33,7 @@ def is_reproducible(suite: str, package: Path) -> None:
 
 def in_a_clean_root(suite: str, package: Path) -> None:
     """Where nothing else is installed, and no systemd runs: its dependencies suffice, and nothing stays behind."""
-    newer = building.next_version(package, building.OUTPUT)
+    newer = building.next_version(package, building.OUTPUT / "next")
     log = building.OUTPUT / f"{suite}-clean-root.log"
     copy = f"--customize-hook=copy-in {package} {newer} {SCRIPT} /root"
     call = f'--customize-hook=chroot "$1" /root/{SCRIPT.name} {package.name} {newer.name}'
@@ -50,7 +50,7 @@ def in_a_machine(suite: str, package: Path) -> None:
         root = ensure(recipe)
     except subprocess.CalledProcessError as error:
         raise CheckFailed(f"{error}; see {build_log(recipe)}") from error
-    newer = building.next_version(package, building.OUTPUT)
+    newer = building.next_version(package, building.OUTPUT / "next")
     with tempfile.TemporaryDirectory(prefix="deb-disk-", dir=cache()) as folder:
         disk = Path(folder, "packages.tar")
         with tarfile.open(disk, "w") as archive:
