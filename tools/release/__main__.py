@@ -94,7 +94,8 @@ def _deb(folder: Path, version: str) -> list[Path]:
     packages = sorted(DEB.glob(f"memscaler_{version}-*.deb"))
     if len(packages) != len(SUITES):
         raise ValueError(f"{len(SUITES)} Debian packages were wanted, there are {[path.name for path in packages]}")
-    return [Path(shutil.copy2(path, folder)) for path in packages]
+    # GitHub writes a dot for a tilde, and then the names in the sums would be those of no file.
+    return [Path(shutil.copy2(path, folder / path.name.replace("~", "."))) for path in packages]
 
 
 def _newest() -> notes.Section:
