@@ -131,7 +131,8 @@ def _run(version: str, *, dry: bool, ci_passed: bool) -> int:
         say(str(error))
         return 1
     if dry:
-        say(f"{folder} has what a release would have; {len(problems)} things are in its way, and no test was run")
+        ways = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
+        say(f"{folder} has what a release would have; {ways} in its way, and no test was run")
     else:
         print(left_to_do(version, folder, files))
     return 0
