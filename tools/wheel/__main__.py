@@ -29,7 +29,7 @@ TESTS = (
     "tests/config/test_drop_ins.py",
 )
 NEEDED = ("pytest", "pytest-timeout", "hypothesis", "jsonschema", "pyyaml")
-COPIED = ("tests", "tools", "pyproject.toml")  # no memscaler: it is to be found where it was installed
+COPIED = ("tests", "tools", "docs", "pyproject.toml")  # no memscaler: it is to be found where it was installed
 
 
 def find(version: str) -> str | None:
