@@ -138,7 +138,10 @@ def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
         return
     what = found.names or "no file; the defaults and the environment"
     ports, gpus = len(found.settings.watches), len(found.settings.gpus)
-    tables = f", {ports} watched port{'s' * (ports != 1)}" + f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
+    tables = ", every server that is found" * found.settings.discover
+    if ports or not found.settings.discover:
+        tables += f", {ports} watched port{'s' * (ports != 1)}"
+    tables += f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
     show(f"{plain(what)}: good{tables}")
 
 

@@ -115,6 +115,9 @@ def test_check_of_a_good_file(folder):
     result = config("check", str(file))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{file}: good, 1 watched port, settings of 1 GPU\n"
+    file.write_text("discover = true\n")
+    assert config("check", str(file)).stdout == f"{file}: good, every server that is found\n"
+    file.write_text('[[watch]]\nport = 22\ngpus = ["gpu99"]\n[gpu.gpu99]\nidle_after = "1h30m"\n')
     assert json.loads(config("check", str(file), "--json").stdout) == {
         "schema": 1,
         "ok": True,

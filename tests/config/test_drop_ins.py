@@ -229,7 +229,7 @@ def test_check_and_show(files, tmp_path):
     file = files("discover = true\n", a="idle_after = 5\n")
     result = memscaler("config", "check", str(file))
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{file}, {tmp_path}/conf.d/a.toml: good, 0 watched ports\n"
+    assert result.stdout == f"{file}, {tmp_path}/conf.d/a.toml: good, every server that is found\n"
     assert json.loads(memscaler("config", "check", str(file), "--json").stdout)["files"] == [
         str(file),
         f"{tmp_path}/conf.d/a.toml",
