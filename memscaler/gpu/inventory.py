@@ -307,7 +307,7 @@ def resolve(spec: str, devices: Iterable[Device], lost: Iterable[LostDevice] = (
     Raise UsageError, which lists the known ones.
     """
     known = tuple(devices)
-    matching = [device for device in known if _means(spec.strip().lower(), device.identity)]
+    matching = [device for device in known if means(spec.strip().lower(), device.identity)]
     if len(matching) == 1:
         return matching[0]
     listed = [f"gpu{gpu.identity.index} {gpu.identity.pci_bus_id} {gpu.identity.uuid}" for gpu in known]
@@ -316,7 +316,8 @@ def resolve(spec: str, devices: Iterable[Device], lost: Iterable[LostDevice] = (
     raise UsageError(f"{spec!r} {problem}", hint=f"known: {'; '.join(listed) or 'none'}")
 
 
-def _means(spec: str, gpu: Identity) -> bool:
+def means(spec: str, gpu: Identity) -> bool:
+    """True if an operator may mean this GPU by `spec`, in small letters."""
     if spec in (str(gpu.index), f"gpu{gpu.index}"):
         return True
     if spec.startswith("gpu-") and len(spec) >= SHORTEST_UUID:

@@ -365,6 +365,12 @@ def memory_used_bytes(gpu: Handle) -> int:
     return int(ask("nvmlDeviceGetMemoryInfo", gpu).used)
 
 
+def memory_bytes(gpu: Handle) -> tuple[int, int]:
+    """The card's memory in bytes: all of it, and what is free. What the driver keeps for itself is not free."""
+    told = ask("nvmlDeviceGetMemoryInfo", gpu)
+    return int(told.total), int(told.free)
+
+
 def compute_processes(gpu: Handle) -> frozenset[int]:
     """The pids of those that have a compute context, as the host counts pids."""
     try:

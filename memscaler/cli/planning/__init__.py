@@ -1,0 +1,1 @@
+"""`memscaler plan` and `memscaler analyze`."""
