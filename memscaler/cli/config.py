@@ -99,7 +99,7 @@ def check(
         Path | None,
         typer.Argument(
             metavar="[FILE]",
-            help="With conf.d/*.toml beside it. Default: the one that `run` would read.",
+            help="With conf.d/*.toml and servers.d/* beside it. Default: the one that `run` would read.",
             show_default=False,
         ),
     ] = None,
@@ -119,6 +119,11 @@ def check(
     refused += [f"{brief}: `run` refuses it" for brief in found.refusals]
     if found.settings is not None and not found.settings.watches and not found.settings.discover:
         warnings.append("no port is watched: add a [[watch]] table, or discover = true")
+    warnings += [
+        f"{server.origin}: server {server.name}: no port is known, so nothing watches it"
+        for server in (found.settings.servers if found.settings else ())
+        if server.enabled and server.port is None
+    ]
     if as_json:
         first = found.files[0] if found.files else None
         told = {"ok": not problems, "file": first, "files": found.files, "problems": problems, "warnings": warnings}
@@ -138,7 +143,9 @@ def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
         return
     what = found.names or "no file; the defaults and the environment"
     ports, gpus = len(found.settings.watches), len(found.settings.gpus)
-    tables = ", every server that is found" * found.settings.discover
+    count = len(found.settings.servers)
+    tables = f", {count} server{'s' * (count != 1)}" * bool(count)
+    tables += ", every server that is found" * found.settings.discover
     if ports or not found.settings.discover:
         tables += f", {ports} watched port{'s' * (ports != 1)}"
     tables += f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)

@@ -39,6 +39,7 @@ def status_text(document: Entry, colour: Paint, width: int = WIDTH) -> str:
         rows = [(*_watch_row(watch, SCOPE_WIDTH + width - WIDTH),) for watch in watches]
         table = columns([WATCH_HEADINGS, *rows])
         parts.append(colour.column(table, "OPEN", ["awake" if watch["connections"] else "" for watch in watches]))
+    parts += _servers(document.get("servers", ()), colour)
     parts.append("\n".join(_remarks(document, colour)))
     return "\n\n".join(filter(None, parts))
 
@@ -161,13 +162,58 @@ def _watch_row(watch: Entry, scope_width: int) -> Sequence[str]:
     scope, gpus = plain(watch["scope"] or "host"), watch["gpus"]
     return (
         plain(watch["port"]),
-        scope if len(scope) <= scope_width else scope[: scope_width - 3] + "...",
+        shortened(scope, scope_width),
         plain(watch["server"] or NONE),
         (",".join(map(plain, gpus)) or NONE) if len(gpus) <= MOST_GPUS else f"{len(gpus)} GPUs",
         plain(watch["connections"]),
         plain(watch["silent"]),
         "now" if watch["connections"] > watch["silent"] else f"{span(watch['idle_s'])} ago",
     )
+
+
+SERVER_HEADINGS = ("SERVER", "STATE", "SINCE", "PORT", "GPUS", "RESTARTS")
+SERVER_WIDTH, SERVER_GPUS_WIDTH = 26, 14
+# As what a GPU in that state is painted.
+SERVER_STYLES = {"ready": "parked", "failed": "unmanaged", "starting": "cooling", "waiting": "cooling"}
+
+
+def _servers(servers: Sequence[Entry], colour: Paint) -> list[str]:
+    """The table of those that supervisors keep running, and what there is to say about each."""
+    if not servers:
+        return []
+    table = columns([SERVER_HEADINGS, *map(_server_row, servers)])
+    styles = [SERVER_STYLES.get(server_state(each), "") for each in servers]
+    said = [line for each in servers for line in labelled(f"{plain(each['name'])}:", server_text(each))]
+    return [colour.column(table, "STATE", styles), "\n".join(said)]
+
+
+def _server_row(server: Entry) -> Sequence[str]:
+    gpus = ",".join(map(plain, server["gpus"])) or NONE
+    return (
+        shortened(plain(server["name"]), SERVER_WIDTH),
+        plain(server_state(server)),
+        span(server["since_s"]),
+        plain(server["port"] or NONE),
+        gpus if len(gpus) <= SERVER_GPUS_WIDTH else f"{len(server['gpus'])} GPU{'s' * (len(server['gpus']) != 1)}",
+        plain(server["restarts"]),
+    )
+
+
+def server_state(server: Entry) -> str:
+    """In a word."""
+    return str(server["state"]) if server["supervised"] else "unknown"
+
+
+def server_text(server: Entry) -> str:
+    """Why it is in its state, and what comes next."""
+    last = "" if server["supervised"] else f"its supervisor has ended; it was {plain(server['state'])}"
+    again = "" if server["starts_in_s"] is None else f"is started again in {span(server['starts_in_s'])}"
+    return "; ".join(filter(None, (last, plain(server["reason"]).rstrip("."), again)))
+
+
+def shortened(text: str, width: int) -> str:
+    """At most so wide."""
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _remarks(document: Entry, colour: Paint) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from memscaler.config.near import meant, nearest
 from memscaler.config.schema import ENV_PREFIX, OPTIONS
 
 SETTINGS = tuple(name for option in OPTIONS for name in option.env if name.startswith(ENV_PREFIX))
@@ -34,9 +34,4 @@ def _is_stray(name: str, environ: Mapping[str, str]) -> bool:
 def _sentence(name: str) -> str:
     known = (word.removeprefix(ENV_PREFIX) for word in (*SETTINGS, *OTHERS))  # with it, all would resemble each other
     near = "WATCH" if name == "MEMSCALER_PORT" else nearest(name.removeprefix(ENV_PREFIX), known)
-    return f"{name}: nobody reads this variable" + (f" (did you mean {ENV_PREFIX}{near}?)" if near else "")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that this one may be a slip of the pen for; "" if it resembles none."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+    return f"{name}: nobody reads this variable" + meant(near and ENV_PREFIX + near)

@@ -1,21 +1,21 @@
 """Settings from flags, environment, files and defaults, in this order. Changes nothing.
 
 The files are one and those in conf.d beside it, in the order of their names. A later one goes before an earlier one,
-key by key; [[watch]] tables add up; what several say of one GPU, or of labels, is put together.
+key by key; [[watch]] and [[server]] tables add up; what several say of one GPU, or of labels, is put together.
+Those in servers.d describe servers. A server whose port no [[watch]] names is a watch.
 
 Everything is checked before anything is refused, so that an operator sees all that is wrong at once.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memscaler.config import toml, values
+from memscaler.config import server_files, server_tables, toml, values
 from memscaler.config.ports import (
     UNKNOWN,
     Watch,
@@ -27,6 +27,8 @@ from memscaler.config.ports import (
     parse_scope,
 )
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
+from memscaler.config.servers import Server
+from memscaler.config.sources import Sources, read_files, remedy
 from memscaler.config.unknown import unknown
 from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.watch import HOST, Scope
@@ -47,6 +49,8 @@ class _Found:
 
     problems: (the flags' fault?, sentence).
     """
+
+    servers: list[Server] = field(default_factory=list)
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -85,76 +89,18 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     Raise UsageError for a bad flag, ConfigError for a bad variable or file.
     """
-    read = _read(file)
-    found = _find(flags, environ, read.documents)
+    read = read_files(file, DEFAULT_FILE)
+    found = _find(flags, environ, read)
     of_files = [*map(str, read.distrust), *read.problems]
-    _refuse([*((False, sentence) for sentence in of_files), *found.problems], _remedy(read.distrust))
+    _refuse([*((False, sentence) for sentence in of_files), *found.problems], remedy(read.distrust))
     return _settled(found)
 
 
 def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     """Like `load`, but no file is read: for what must work when that is broken."""
-    found = _find(flags, environ, ())
+    found = _find(flags, environ, Sources(()))
     _refuse(found.problems)
     return _settled(found)
-
-
-@dataclass(slots=True)
-class _Sources:
-    """The files that there are, and what came of reading them. unopened: nobody knows what some of them say."""
-
-    files: tuple[Path, ...]
-    documents: list[toml.Document] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    distrust: list[toml.Distrusted] = field(default_factory=list)
-    unopened: bool = False
-
-    def take(self, file: Path) -> None:
-        """Read one. Raise PermissionMissing."""
-        try:
-            opened = toml.look(file)
-        except ConfigError as error:
-            self.problems.append(str(error))
-            self.unopened = True
-            return
-        self.suspect(opened.distrust)
-        try:
-            self.documents.append(opened.parse())
-        except ConfigError as error:
-            self.problems.append(str(error))
-
-    def suspect(self, distrust: toml.Distrusted | None) -> None:
-        """Note it once: several files may be in one folder."""
-        if distrust is not None and str(distrust) not in map(str, self.distrust):
-            self.distrust.append(distrust)
-
-
-def _read(file: Path | None, default: Path | None = None) -> _Sources:
-    """All of them, whatever is wrong with one. Raise PermissionMissing.
-
-    A folder that is named stands for its config.toml. One of another name has to be there: it may be misspelt.
-    """
-    first = _in_folder(file) if file else default or DEFAULT_FILE
-    folder = toml.drop_ins(first)
-    needed = file is not None and not (first.name == DEFAULT_FILE.name and folder.files)
-    is_there = os.path.lexists(first)  # a link that leads nowhere is a mistake
-    found = _Sources((*([first] if needed or is_there else []), *folder.files))
-    found.suspect(folder.distrust)
-    for each in found.files:
-        found.take(each)
-    return found
-
-
-def _in_folder(file: Path) -> Path:
-    try:
-        return file / DEFAULT_FILE.name if file.is_dir() else file
-    except PermissionError:  # told when it is opened
-        return file
-
-
-def _remedy(distrust: Iterable[ConfigError]) -> str:
-    """Commands for root."""
-    return " && ".join(each.hint for each in distrust)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,26 +133,30 @@ def examine(
 
     default: what is read, if it is there, where no file is named; None: that of this machine.
     """
-    read = _read(file, default)
-    found = _find(flags, environ, read.documents)
+    read = read_files(file, DEFAULT_FILE, default)
+    found = _find(flags, environ, read)
     problems = (*read.problems, *(sentence for _, sentence in found.problems))
     settings = None if problems else _settled(found)
-    refusal = "; ".join(map(str, read.distrust)), _remedy(read.distrust), tuple(each.brief for each in read.distrust)
+    refusal = "; ".join(map(str, read.distrust)), remedy(read.distrust), tuple(each.brief for each in read.distrust)
     return Examined(read.files, settings, problems, *refusal, opened=not read.unopened)
 
 
-def _find(flags: Mapping[str, object], environ: Mapping[str, str], documents: Iterable[toml.Document]) -> _Found:
+def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Sources) -> _Found:
     """What flags, environment and files say, and what is wrong with it."""
     found = _Found()
-    for document in documents:
+    for document in files.documents:
         _from_file(document, found)
+    _take_servers(files.described, found)
+    found.problems += [(False, sentence) for sentence in server_tables.conflicts(found.servers)]
     of_file = found.origins.get("watch")
     _from_environ(environ, found)
     for key, raw in flags.items():
         if raw not in (None, (), []):
             flag_name = _FLAG_NAMES.get(key, "--" + key.replace("_", "-"))
             found.take(BY_KEY[key], raw, flag_name, flag=True)
-    if found.origins.get("watch") != of_file:
+    if found.origins.get("watch") == of_file:
+        _watch_servers(found)
+    else:
         _forget_watch_tables(found)
     return found
 
@@ -215,6 +165,14 @@ def _forget_watch_tables(found: _Found) -> None:
     """Other watches have replaced those of the file: what its tables say about these is not about the new ones."""
     found.ports.clear()
     found.forget_origins("watch")
+
+
+def _watch_servers(found: _Found) -> None:
+    """Those that no [[watch]] names."""
+    named = found.values.get("watches", ())
+    more = server_tables.watches(found.servers, named)
+    found.values["watches"] = (*named, *more)
+    found.origins |= {f"watch.{replace(watch, gpus=())}": origin for watch, origin in more.items()}
 
 
 def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
@@ -228,7 +186,7 @@ def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
 
 def _settled(found: _Found) -> Settings:
     origins = {option.key: found.origins.get(option.key, "default") for option in OPTIONS} | found.origins
-    settings = Settings(**found.values, origins=origins)
+    settings = Settings(**found.values, servers=tuple(found.servers), origins=origins)
     return replace(
         settings,
         gpus={name: replace(settings.general, **own) for name, own in found.gpus.items()},
@@ -253,10 +211,17 @@ def _from_file(document: toml.Document, found: _Found) -> None:
             _take_gpus(raw, document, found)
         elif key == "labels":
             _take_labels(raw, document, found)
+        elif key == server_files.TABLE:
+            _take_servers(server_tables.read_list(raw, partial(document.origin, server_files.TABLE)), found)
         elif key in BY_KEY:
             found.take(BY_KEY[key], raw, document.origin(key))
         else:
-            found.refuse(unknown((key,), raw, [*BY_KEY, "gpu"], document))
+            found.refuse(unknown((key,), raw, [*BY_KEY, "gpu", server_files.TABLE], document))
+
+
+def _take_servers(described: server_tables.Found, found: _Found) -> None:
+    found.servers += described.servers
+    found.problems += [(False, sentence) for sentence in described.problems]
 
 
 def _take_watches(raw: object, document: toml.Document, found: _Found) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from memscaler.config.ports import GPU_PATTERN, MAX_PORT
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
+from memscaler.config.server_keys import AUTO, HOOK, HOOK_HELP, HOOK_KEYS, KEYS, Key
+from memscaler.config.servers import Hook, Server
 from memscaler.core.watch import SCOPE_KINDS, WatchSettings
 
 WIDTH = 80
@@ -53,7 +56,19 @@ _WATCHES = """
 
 #[gpu.gpu1]
 #idle_after = "5m"
+
+# ---- servers -----------------------------------------------------------------
+# What `memscaler servers` starts and keeps running; each is watched by itself.
+# Here, or in files of servers.d beside this one: memscaler.toml(5).
+
+#[[server]]
+#name = "chat"
+#command = "llama-server -m /models/chat.gguf --port 8080"
+#gpus = ["gpu0"]
 """
+
+_SECRET = re.compile("--?[a-z-]*(?:key|token|password|secret)", re.IGNORECASE)
+_SECRET_WORD = re.compile("^(--?[a-z-]*(?:key|token|password|secret))=.*", re.IGNORECASE | re.DOTALL)
 
 Document = dict[str, object]
 
@@ -126,7 +141,36 @@ def effective(settings: Settings) -> tuple[tuple[str, object, str], ...]:
         rows += _own(f"watch.{place}", own, origins)
     for name, gpu in settings.gpus.items():
         rows += _own(f"gpu.{name}", gpu, origins)
+    for server in settings.servers:
+        rows += [(f"server.{server.name}.{key}", value, server.origin) for key, value in _described(server, KEYS)]
     return tuple(rows)
+
+
+def _described(described: Server | Hook, keys: Iterable[Key], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """What is not the default, without secrets: of variables only the names, and no keys of a command line."""
+    plain = Server(name="") if isinstance(described, Server) else Hook(name="", command=())
+    for key in keys:
+        value = getattr(described, key.field)
+        if key.key == "name" or value == getattr(plain, key.field):
+            continue
+        if key.key == "environment":
+            yield f"{prefix}{key.key}", [name for name, _ in value]
+        else:
+            shown = _without_keys(value) if key.key in ("command", "options") else value
+            yield f"{prefix}{key.key}", key.parse.write(shown)
+    if isinstance(described, Server) and described.placed:
+        yield "gpus", AUTO
+    for hook in described.hooks:
+        yield from _described(hook, HOOK_KEYS, f"{prefix}{HOOK}.{hook.name}.")
+
+
+def _without_keys(words: Iterable[str]) -> tuple[str, ...]:
+    """Without what follows --api-key and its like."""
+    shown: list[str] = []
+    for each in words:
+        is_secret = bool(shown) and _SECRET.fullmatch(shown[-1])
+        shown.append("..." if is_secret else _SECRET_WORD.sub(r"\1=...", each))
+    return tuple(shown)
 
 
 def _own(
@@ -151,6 +195,7 @@ def json_schema() -> Document:
     watch = _table({**_of_watch(), **{option.key: _property(option) for option in OPTIONS if option.per_watch}})
     return {
         "$schema": DIALECT,
+        "$defs": {"hook": {**_table(_of_hook()), "required": ["name", "command"]}},
         "title": "memscaler configuration",
         "description": f"The settings of `memscaler run`, in {DEFAULT_FILE}.",
         **_table(
@@ -167,9 +212,35 @@ def json_schema() -> Document:
                     "propertyNames": {"pattern": GPU_PATTERN},
                     "additionalProperties": gpu,
                 },
+                "server": {
+                    "description": "Servers that `memscaler servers` starts and keeps running.",
+                    "type": "array",
+                    "items": _of_server(),
+                },
             }
         ),
     }
+
+
+def _of_server() -> Document:
+    either = [
+        {"required": ["command"], "not": {"anyOf": [{"required": ["model"]}, {"required": ["options"]}]}},
+        {"required": ["model"], "not": {"required": ["command"]}},
+    ]
+    return {**_table(_of_keys(KEYS, Server(name=""))), "required": ["name"], "anyOf": either}
+
+
+def _of_hook() -> Document:
+    return _of_keys(HOOK_KEYS, Hook(name="", command=()))
+
+
+def _of_keys(keys: Iterable[Key], plain: Server | Hook) -> Document:
+    found: Document = {}
+    for key in keys:
+        shown = {"default": key.parse.write(getattr(plain, key.field))} if key.default else {}
+        found[key.key] = {"description": key.help, **key.parse.schema, **shown}
+    found[HOOK] = {"description": HOOK_HELP, "type": "array", "items": {"$ref": "#/$defs/hook"}}
+    return found
 
 
 def _table(properties: Mapping[str, object]) -> Document:

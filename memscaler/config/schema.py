@@ -15,6 +15,7 @@ from typing import Any
 from memscaler.config import hours, values
 from memscaler.config.hours import Window
 from memscaler.config.ports import Watch, check_distinct, parse_watch
+from memscaler.config.servers import Server
 from memscaler.config.values import Address, Kind
 from memscaler.core.watch import Quiet, Scope, WatchSettings
 
@@ -91,6 +92,7 @@ class Settings:
 
     gpus: what a GPU with overrides goes by (merged with the general settings), by the operator's name of the GPU.
     ports: the same for watches with overrides, by scope and port.
+    servers: all that are described, with those that are not enabled.
     origins: key -> where its value came from; "gpu.gpu1.lever" and "watch.8080@container:web.quiet" for overrides.
     """
 
@@ -234,6 +236,7 @@ class Settings:
     )
     gpus: Mapping[str, GpuSettings] = field(default_factory=dict)
     ports: Mapping[tuple[Scope, int], WatchSettings] = field(default_factory=dict)
+    servers: tuple[Server, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -23,8 +23,9 @@ _PART = re.compile(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""")
 _PLACE = re.compile(r"\(at line (\d+), (column \d+)\)")
 
 MOST_BYTES = 1 << 20
-DEEPEST = 4  # parts of a name that are told apart; ours have two
+DEEPEST = 16  # parts of a name that are told apart; ours are server.hook.hook and so on
 DROP_INS = "conf.d"  # the folder beside a file, whose files add to it
+SERVERS = "servers.d"  # the one whose files describe servers
 
 Where = tuple[str | int, ...]
 
@@ -76,17 +77,20 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class DropIns:
-    """The files of conf.d, by their names. distrust: why whoever may put one there must not."""
+    """The files of a folder, by their names. distrust: why whoever may put one there must not."""
 
     files: tuple[Path, ...]
     distrust: Distrusted | None = None
 
 
-def drop_ins(file: Path) -> DropIns:
-    """What lies in conf.d beside this file, whether or not that is there. Raise ConfigError, PermissionMissing."""
-    folder = file.parent / DROP_INS
+def drop_ins(file: Path, name: str = DROP_INS, endings: tuple[str, ...] = (".toml",)) -> DropIns:
+    """What lies in conf.d (or `name`) beside this file, whether or not that is there.
+
+    Raise ConfigError, PermissionMissing.
+    """
+    folder = file.parent / name
     try:
-        files = sorted(each for each in folder.iterdir() if each.suffix == ".toml" and not each.name.startswith("."))
+        files = sorted(each for each in folder.iterdir() if each.suffix in endings and not each.name.startswith("."))
         if not files:
             return DropIns(())
         beside = _distrust(file.parent, file.parent.stat()) or _distrust(folder, folder.stat())

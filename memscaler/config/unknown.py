@@ -6,10 +6,15 @@ import re
 from collections.abc import Iterable, Iterator
 
 from memscaler.config import toml
-from memscaler.config.environment import nearest
+from memscaler.config.near import meant, nearest, strange
 from memscaler.config.schema import BY_KEY
 
-TABLES = {"watch": "[[watch]]", "gpu": "[gpu.gpu0]", "labels": "[labels]"}  # as they stand at the top of a file
+TABLES = {  # as they stand at the top of a file
+    "watch": "[[watch]]",
+    "gpu": "[gpu.gpu0]",
+    "server": "[[server]]",
+    "labels": "[labels]",
+}
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -18,9 +23,10 @@ def unknown(where: toml.Where, raw: object, known: Iterable[str], document: toml
     key, elements = str(where[-1]), _elements(raw)
     is_table = isinstance(raw, dict) or elements > 0
     near = nearest(key, TABLES if is_table and len(where) == 1 else ()) or nearest(key, known)
-    hint = f" (did you mean {TABLES.get(near, repr(near))}?)" if near else ""
+    hint = meant(near and TABLES.get(near, repr(near)))
     if not is_table:
-        yield f"{document.origin(*where)}: unknown key {key!r}{' in this table' if key in BY_KEY else hint}"
+        sentence = f"unknown key {key!r} in this table" if key in BY_KEY else strange(key, near)
+        yield f"{document.origin(*where)}: {sentence}"
         return
     if not near and len(where) == 1:
         hint = f" (there are {', '.join(TABLES.values())})"

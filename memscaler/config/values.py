@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from memscaler.config.near import meant, nearest
 
 Value = TypeVar("Value")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -157,9 +158,8 @@ def choice(*allowed: str) -> Kind[str]:
     def parse(raw: object) -> str:
         word = str(raw).strip().lower()
         if word not in allowed:
-            near = difflib.get_close_matches(word, allowed, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"{raw!r} is none of {', '.join(allowed)}{hint}")
+            near = nearest(word, allowed)
+            raise ValueError(f"{raw!r} is none of {', '.join(allowed)}{meant(near and repr(near))}")
         return word
 
     return Kind(parse, {"enum": list(allowed)})

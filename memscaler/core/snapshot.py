@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memscaler.core.servers import Supervised
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -190,3 +192,5 @@ class Snapshot:
     """Since when `saved_total_j` is counted; None: nobody counts."""
     labels: tuple[tuple[str, str], ...] = ()
     """What the operator calls this machine: (name, value)."""
+    supervised: Supervised = field(default_factory=Supervised)
+    """What the supervisors of servers say; who asks for the snapshot looks."""

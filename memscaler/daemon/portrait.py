@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from memscaler.core import energy
 from memscaler.core.governor import public_state
-from memscaler.core.model import SECOND_NS, GpuState, Phase, Public
+from memscaler.core.model import FOR_EVER_NS, SECOND_NS, GpuState, Phase, Public
 from memscaler.core.snapshot import (
     GpuReading,
     GpuSnapshot,
@@ -86,14 +86,15 @@ def gpu_snapshot(mine: Known, gpu: GpuState, now_ns: int, about: About, saved_j:
     public = public_state(gpu)
     account = energy.observe_state(mine.account, public, now_ns)  # up to this moment
     today_j, total_j = saved_j
+    comes = gpu.phase in NEXT and 0 < gpu.due_ns < FOR_EVER_NS  # a hold may have no end
     return GpuSnapshot(
         identity=mine.identity,
         state=str(public),
         since_ns=mine.since_ns,
         reason=mine.reason,
         lever=about.lever,
-        next_ns=gpu.due_ns if gpu.phase in NEXT else 0,
-        next=NEXT.get(gpu.phase, "") if gpu.due_ns else "",
+        next_ns=gpu.due_ns if comes else 0,
+        next=NEXT[gpu.phase] if comes else "",
         state_s=account.state_s,
         state_energy_j=account.state_energy_j,
         transitions=dict(mine.transitions),

@@ -6,13 +6,14 @@ Nothing is changed here. What cannot be changed while running refuses the whole,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import structlog
 
 from memscaler.config.schema import OPTIONS, GpuSettings, Option, Settings
+from memscaler.config.servers import Server
 from memscaler.core.adaptive import Learned
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import ConfigError, MemscalerError
@@ -160,6 +161,27 @@ def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
             ]
             for change in filter(None, changes):
                 yield table, f"[{table}.{label}] {change}"
+    for line in _server_changes(before.servers, after.servers):
+        yield "server", line
+
+
+def _server_changes(before: Iterable[Server], after: Iterable[Server]) -> Iterator[str]:
+    """What the governor follows: servers that come and go, their ports and GPUs."""
+    old, new = ({each.name: each for each in servers} for servers in (before, after))
+    for name in {**old, **new}:
+        if name not in new:
+            yield f"server {name}: removed"
+        elif name not in old:
+            yield f"server {name}: added, {_followed(new[name])}"
+        elif _followed(old[name]) != _followed(new[name]):
+            yield f"server {name}: {_followed(old[name])} -> {_followed(new[name])}"
+
+
+def _followed(server: Server) -> str:
+    if not server.enabled:
+        return "disabled"
+    gpus = "the planner's choice" if server.placed else ", ".join(server.gpus) or "the GPUs that it uses"
+    return f"port {server.port}: {gpus}" if server.port else "no port that is known"
 
 
 def _change(option: Option, before: object, after: object) -> str | None:

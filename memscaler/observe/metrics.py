@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from memscaler.core.model import Public
+from memscaler.core.servers import ServerState, Supervised
 from memscaler.core.snapshot import GpuReading, GpuSnapshot, Histogram, KernelSnapshot, Snapshot, WatchSnapshot
 from memscaler.observe.specs import BY_NAME, HOST, SPECS, Kind, Spec
 
@@ -99,6 +100,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     index = {gpu.identity.uuid: str(gpu.identity.index) for gpu in snapshot.gpus}
     for watch in snapshot.watches:
         yield from _of_watch(watch, index)
+    yield from _of_servers(snapshot.supervised)
     yield from _of_kernel(snapshot.kernel)
 
 
@@ -154,6 +156,17 @@ def _of_watch(watch: WatchSnapshot, index: Mapping[str, str]) -> Iterator[Sample
     yield "memscaler_connections_overflow_total", key, watch.overflows
     for kind, count in _preset(watch.corrections, CORRECTIONS):
         yield "memscaler_reconcile_corrections_total", (*key, kind), count
+
+
+def _of_servers(supervised: Supervised) -> Iterator[Sample]:
+    """Of a supervisor that has ended nobody knows how its servers are."""
+    for server, supervisor in supervised.servers:
+        if supervised.has_ended(supervisor):
+            continue
+        yield "memscaler_server_info", (server.name, str(server.port or ""), supervisor.user), 1
+        for state in ServerState:
+            yield "memscaler_server_state", (server.name, state), server.state == state
+        yield "memscaler_server_restarts_total", (server.name,), server.restarts
 
 
 def _of_kernel(kernel: KernelSnapshot) -> Iterator[Sample]:

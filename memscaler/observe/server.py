@@ -19,6 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from typing import cast
 from aiohttp import web
 
 from memscaler.core.errors import MemscalerError
+from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import Snapshot
 from memscaler.observe.metrics import render
 from memscaler.observe.pages import files, page
@@ -52,11 +54,12 @@ _HEADERS = {
 class MetricsServer:
     """Serves the metrics and the page until stopped. `fresh` is called in the server's thread and must not block.
 
+    supervised: what the supervisors of servers say; called in that thread, too, for each who asks. None: as in `fresh`.
     Raise MemscalerError if the address cannot be had.
     """
 
-    def __init__(self, host: str, port: int, fresh: Fresh) -> None:
-        self._fresh = fresh
+    def __init__(self, host: str, port: int, fresh: Fresh, supervised: Callable[[], Supervised] | None = None) -> None:
+        self._fresh, self._supervised = fresh, supervised
         self._socket = _listen(host, port)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
@@ -112,7 +115,10 @@ class MetricsServer:
         future = asyncio.wrap_future(self._fresh())
         # not wait_for: that would cancel a future which the governor is about to fulfil
         await asyncio.wait({future}, timeout=FRESH_TIMEOUT_S if within_s is None else within_s)
-        return future.result() if future.done() and not future.cancelled() else None
+        if not future.done() or future.cancelled():
+            return None
+        snapshot = future.result()
+        return replace(snapshot, supervised=self._supervised()) if self._supervised else snapshot
 
     async def _page(self, _request: web.Request) -> web.Response:
         snapshot = await self._ask(PAGE_TIMEOUT_S)

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 GPU = ("gpu", "UUID", "pci_bus_id", "model_name", "hostname")
 PORT = ("port", "scope")
+SERVER = ("server",)
 HOST = "memscaler_host_info"  # the only one whose labels an operator may add to
 
 # Upper bounds in seconds: from the kernel's timestamp of a connection to the return of the driver call.
@@ -146,6 +147,20 @@ SPECS = (
         Kind.COUNTER,
         "Connections that comparing with sock_diag had to add to the set or remove from it.",
         (*PORT, "kind"),
+    ),
+    # ---- per server that a supervisor keeps running
+    Spec(
+        "memscaler_server_info",
+        Kind.INFO,
+        "A server that a supervisor keeps running, its port, and the user whose supervisor that is.",
+        (*SERVER, "port", "user"),
+    ),
+    Spec("memscaler_server_state", Kind.GAUGE, "1 for the state that the server is in, else 0.", (*SERVER, "state")),
+    Spec(
+        "memscaler_server_restarts_total",
+        Kind.COUNTER,
+        "Times its supervisor has started it again; 0 again when an operator starts it.",
+        SERVER,
     ),
     # ---- the kernel side
     Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),

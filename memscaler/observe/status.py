@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from memscaler.core.model import SECOND_NS
+from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, Transition, Ungoverned, WatchSnapshot
 
 SCHEMA = 1
@@ -30,11 +31,12 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "dry_run": snapshot.dry_run,
         "gpus": [_gpu(gpu, snapshot.at_ns) for gpu in snapshot.gpus],
         "watches": [_watch(watch, names) for watch in snapshot.watches],
+        "servers": _servers(snapshot.supervised, names),
         "waiting": [{"watch": watch, "reason": reason} for watch, reason in snapshot.waiting.items()],
         "ungoverned": [_ungoverned(each) for each in snapshot.ungoverned],
         "transitions": [_transition(each, names) for each in snapshot.transitions],
         "rivals": [],
-        "notices": list(snapshot.kernel.notices),
+        "notices": [*snapshot.kernel.notices, *snapshot.supervised.notices],
         "saved_since_unix_s": snapshot.saved_since_unix_s and round(snapshot.saved_since_unix_s),
     }
 
@@ -109,6 +111,32 @@ def _watch(watch: WatchSnapshot, names: Mapping[str, str]) -> dict[str, Any]:
         "touches": watch.touches,
         "idle_s": round(watch.idle_s, 1),
     }
+
+
+def _servers(supervised: Supervised, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Those that supervisors keep running.
+
+    supervised: False where the supervisor has ended, and this is what it last said.
+    """
+    now_unix_s = time.time()
+    return [
+        {
+            "name": server.name,
+            "user": supervisor.user,
+            "state": server.state.value,
+            "since_s": round(max(0.0, now_unix_s - server.since_unix_s), 1),
+            "supervised": not supervised.has_ended(supervisor),
+            "pid": server.pid,
+            "port": server.port,
+            "gpus": [names.get(uuid, uuid) for uuid in server.gpus],
+            "model": server.model,
+            "restarts": server.restarts,
+            "reason": server.reason,
+            "ended": server.ended,
+            "starts_in_s": server.starts_unix_s and round(max(0.0, server.starts_unix_s - now_unix_s), 1),
+        }
+        for server, supervisor in supervised.servers
+    ]
 
 
 def _seconds(span_ns: int) -> float:

@@ -2,7 +2,7 @@
 
 Every user of the machine can open the page, and the control socket is for few: so what people wrote (reasons of holds,
 pauses, releases), who they are, and process ids are left out. What is left, /metrics tells everybody as well, but for
-the sentences about states.
+the sentences about states and servers; those their supervisor has in a file that everybody may read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _PID = re.compile(r"\s*\(?\bpid \d+\)?")
 _HEARD = {"connection": "a client connected", "ledger": "a client was found connected"}
 _USUAL = {"awake": "a client is connected", "cooling": "no connection is at work", "held": "something holds it"}
+_OF_CLIENTS = {_USUAL["awake"], *_HEARD.values()}
 _OF_OTHER_STATES = ("", "quiet", "hold", *_HEARD)  # reasons of the park or wake before
 _NEXT = {"parked": "Parks in {} if it stays quiet.", "trusted again": "Is tried again in {}."}
 
@@ -73,13 +74,15 @@ def view(snapshot: Snapshot) -> View:
     """Everything that the page shows."""
     told, now_unix_s = document(snapshot), time.time()
     gpus, ports = told["gpus"], told["watches"]
+    driven = frozenset(name for port in ports for name in port["gpus"])
     lists = {
-        "gpus": tuple(Entry(gpu["uuid"], _clean(_gpu(gpu))) for gpu in gpus),
+        "gpus": tuple(Entry(gpu["uuid"], _clean(_gpu(gpu, driven))) for gpu in gpus),
         "ports": tuple(Entry(_printable(f"{port['port']}@{port['scope']}"), _clean(_port(port))) for port in ports),
+        "servers": tuple(Entry(server["name"], _clean(_server(server))) for server in told["servers"]),
         "changes": tuple(_changes(told["transitions"], now_unix_s)),
-        "notes": tuple(_notes(told)),
+        "notes": tuple(_notes(told, snapshot)),
     }
-    fields = _page(told) | {name: "some" if lists[name] else "" for name in ("ports", "changes", "notes")}
+    fields = _page(told) | {name: "some" if lists[name] else "" for name in ("ports", "servers", "changes", "notes")}
     plots = {gpu.identity.uuid: _plot(gpu, snapshot.at_ns / SECOND_NS) for gpu in snapshot.gpus}
     return View(snapshot.at_ns / SECOND_NS, _clean(fields), lists, plots)
 
@@ -138,10 +141,11 @@ def _changes(transitions: Sequence[Document], now_unix_s: float) -> Iterator[Ent
         yield Entry(f"{at_unix_s} {each['gpu']}", _clean(fields))
 
 
-def _notes(told: Document) -> Iterator[Entry]:
+def _notes(told: Document, snapshot: Snapshot) -> Iterator[Entry]:
     notes = [(f"{each['gpu']} is left alone", each["reason"]) for each in told["ungoverned"]]
     notes += [(f"{each['watch']} is not watched", each["reason"]) for each in told["waiting"]]
-    notes += [("The kernel", notice) for notice in told["notices"]]
+    notes += [("The kernel", notice) for notice in snapshot.kernel.notices]
+    notes += [("Servers", notice) for notice in snapshot.supervised.notices]
     for number, (about, text) in enumerate(notes):
         yield Entry(str(number), _clean({"about": f"{about}:", "text": text}))
 
@@ -149,10 +153,13 @@ def _notes(told: Document) -> Iterator[Entry]:
 # ---- a GPU, a port --------------------------------------------------------------------------------------------------
 
 
-def _gpu(gpu: Document) -> dict[str, str]:
+def _gpu(gpu: Document, driven: frozenset[str]) -> dict[str, str]:
+    """driven: the GPUs that a watched port drives."""
     state, intent, left_s = gpu["state"], gpu["intent"], gpu["next_in_s"]
     held = [_until(hold["expires_in_s"]) for hold in gpu["holds"]]
     why = _why(state, gpu["reason"])
+    if state == "awake" and why in _OF_CLIENTS and gpu["gpu"] not in driven:
+        why = "no port that drives it is watched"
     return {
         "gpu": gpu["gpu"],
         "name": gpu["name"],
@@ -198,6 +205,28 @@ def _port(port: Document) -> dict[str, str]:
         "silent": f"{silent} silent" if silent else "",
         "idle": span(port["idle_s"]) if port["idle_s"] else NONE,
     }
+
+
+def _server(server: Document) -> dict[str, str]:
+    """Nothing about its command, its variables or its model: these are its user's."""
+    again_s = server["starts_in_s"]
+    again = "" if again_s is None else f"It is started again in {span(again_s)}."
+    state = server["state"] if server["supervised"] else "unknown"
+    last = "" if server["supervised"] else f"Its supervisor has ended; it was {server['state']}."
+    return {
+        "server": server["name"],
+        "user": server["user"],
+        "state": state,
+        "port": str(server["port"] or NONE),
+        "gpus": ", ".join(server["gpus"]) or NONE,
+        "restarts": str(server["restarts"]),
+        "since": span(server["since_s"]),
+        "why": " ".join(_sentence(each) for each in (last, server["reason"], again) if each),
+    }
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _plot(gpu: GpuSnapshot, at_s: float) -> Plot:

@@ -11,6 +11,8 @@ from memscaler.cli.main import app
 from memscaler.config.load import load
 from memscaler.config.ports import Watch, parse_watch
 from memscaler.config.schema import ENV_PREFIX, OPTIONS
+from memscaler.config.server_keys import HOOK_KEYS, KEYS
+from memscaler.config.servers import Server
 from memscaler.core.watch import SCOPE_KINDS, Quiet, Scope
 from memscaler.daemon.reload import FIXED
 
@@ -20,9 +22,9 @@ HEAD = """# Configuration
 Every setting of `memscaler run`. This page is made from `memscaler/config/schema.py`; a test compares them.
 
 A flag goes before its variable, that before the files, those before the default. The files are `--config FILE`, else
-`/etc/memscaler/config.toml` if it is there, and then those in [`conf.d`](#confd) beside it. Whatever is wrong is said at
-the start, all at once, with the line, the variable or the flag that it stands in; an unknown key is an error (exit code
-78, a wrong flag 2).
+`/etc/memscaler/config.toml` if it is there, and then those in [`conf.d`](#confd) beside it; those in
+[`servers.d`](#servers) describe servers. Whatever is wrong is said at the start, all at once, with the line, the
+variable or the flag that it stands in; an unknown key is an error (exit code 78, a wrong flag 2).
 
 | key | default | flag | variable | tables | meaning |
 |---|---|---|---|---|---|
@@ -99,7 +101,7 @@ count at all, and what they say of a port does not either.
 
 The first `@` parts port and scope, so a name may have one: `8080@unit:llama@a.service:gpu0`. The GPUs begin behind the
 first colon behind which everything reads as a list of GPUs. The same port may be watched in several scopes, once in
-each. `discover` needs no watch.
+each. `discover` needs no watch. Nor does a [server](#servers) that memscaler itself starts.
 
 ## Work, and what is none
 
@@ -111,6 +113,58 @@ each. `discover` needs no watch.
 - `touch`: over sooner than `touch`, and with fewer than `touch_bytes` bytes from the client: that was a health check or
   a scrape. The GPU wakes for it as for everybody, because nobody knows that before it is over, and may park again after
   `touch_cooldown`.
+
+## Servers
+
+`[[server]]` tables describe what [`memscaler servers`](servers.md) starts and keeps running, here, in a file of
+`conf.d`, or in `servers.d` beside the configuration (`/etc/memscaler/servers.d/`):
+
+- `NAME.toml`: one server, its keys at the top of the file, called NAME unless it says otherwise. `[[server]]` tables may
+  stand in it, too.
+- `NAME.yaml`, `NAME.yml`: a file of [gppm](https://github.com/crashr/gppm), as it is.
+
+Each server that is enabled and whose port is known is a watch by itself, with its `gpus`, unless a `[[watch]]` names
+that port of this host: then that counts. `--port` and `MEMSCALER_WATCH` replace these watches, too. `memscaler reload`
+follows servers that come and go, their ports and GPUs; the supervisor has a reload of its own. `config check` finds what
+is wrong with any of them, `config show` shows them: of variables the names, and nothing that follows `--api-key`.
+
+    # servers.d/chat.toml
+    model = "/models/chat.gguf"
+    options = {{ctx-size = 8192, flash-attn = true, ngl = 99}}      # --ctx-size 8192 --flash-attn -ngl 99
+    port = 8080
+    gpus = ["gpu0"]
+
+{servers}
+
+A server has either `command` or `model`; a model needs a port. A text as `command` is split as a shell does it, but no
+shell reads it: no variables, no pipes. In a table of `options`, names that llama-server writes with one dash (`ngl`,
+`c`) get one, others two; `true` is an option without a value, a list the same option several times, and what begins
+with a dash is taken as it is. A port that is said in several places has to be the same. Names and the ports of servers
+that are enabled are each one server's own.
+
+With `gpus` a server sees these GPUs alone, in this order (`CUDA_VISIBLE_DEVICES`, by UUID). `gpus = "auto"`, which
+needs a `model`, lets the planner choose at each start ([servers.md](servers.md)).
+
+A `[[server.hook]]` is a program beside the server, from its first readiness to its end. It may have hooks, too
+(`[[server.hook.hook]]`), eight deep. Its keys:
+
+{hooks}
+
+### Files of gppm
+
+`name`, `enabled`, `env`, `command` and `post_launch_hooks` mean what they meant, also `cuda_visible_devices` and
+`options` of its older files. What differs:
+
+- Names become such as can be names of files: `Codestral (llama.cpp 01)` is `Codestral-llama.cpp-01`. Of two with one
+  name in a file the second gets a number.
+- `CUDA_VISIBLE_DEVICES: "0,1"` becomes `gpus = ["gpu0", "gpu1"]`, as does a list of UUIDs; these are the numbers of
+  `nvidia-smi`. gppm left the number to CUDA, which counts the fastest card first unless told otherwise: on a machine
+  with different cards look at it once. Anything else (`""`, `-1`, MIG) stays a variable, and the GPUs are found by what
+  the server uses.
+- `type: ollama` is refused: one Ollama serves all its models from one port. Watch that.
+- Keys that gppm does not read are passed over, but for those that look misspelt.
+
+`memscaler servers import FILE.yaml` writes the same as TOML.
 
 ## An example
 
@@ -165,9 +219,16 @@ def row(option, flag):
     return f"| {key} | {code(option.default)} | {code(flag)} | {variables} | {', '.join(tables)} | {option.help} |"
 
 
+def of_keys(keys):
+    rows = [f"| {code(key.key)} | {code(key.default)} | {key.help} |" for key in keys]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
 def page():
     table = [row(option, flags()[option.key]) for option in OPTIONS]
-    return HEAD + "\n".join(table) + "\n" + TAIL + textwrap.indent(EXAMPLE, "    ")
+    tail = TAIL.replace("{servers}", of_keys(KEYS)).replace("{hooks}", of_keys(HOOK_KEYS))
+    tail = tail.replace("{{", "{").replace("}}", "}")
+    return HEAD + "\n".join(table) + "\n" + tail + textwrap.indent(EXAMPLE, "    ")
 
 
 def test_the_page_is_current():
@@ -201,6 +262,27 @@ def test_the_example_loads(tmp_path):
     assert settings.watch_settings(unit).touch_bytes == 4096
     keys = {option.key for option in OPTIONS if option.per_watch} | {"port", "scope", "gpus"}
     assert keys <= set(re.findall(r"^(\w+) =", EXAMPLE, re.MULTILINE))
+
+
+def test_the_defaults_of_servers_are_true():
+    """What the page says is what a description without the key has."""
+    plain = Server(name="a", command=("x",))
+    for key in KEYS:
+        if key.default:
+            assert str(key.parse.write(getattr(plain, key.field))).lower() == (
+                "60s" if key.default == "1m" else key.default
+            )
+
+
+def test_the_example_of_a_server_loads(tmp_path):
+    """And means what stands beside it."""
+    text = PAGE.read_text(encoding="utf-8").partition("# servers.d/chat.toml\n")[2].partition("\n\n")[0]
+    (tmp_path / "servers.d").mkdir()
+    (tmp_path / "servers.d" / "chat.toml").write_text(textwrap.dedent(text))
+    (tmp_path / "config.toml").write_text("")
+    (server,) = load({}, {}, tmp_path / "config.toml").servers
+    assert " ".join(server.options) in text
+    assert (server.name, server.port, server.gpus) == ("chat", 8080, ("gpu0",))
 
 
 def test_the_words_of_the_page_are_read():

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.core.servers import ServerReport, ServerState
 from tests.governor import connect, eventually, governing, listener, port_of
 from tests.monitoring.test_alerts import ALERTS, METRICS, NAMES, RULES
+from tests.supervisors import tell
 
 DASHBOARD = json.loads((RULES.parents[1] / "grafana" / "memscaler.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -76,8 +78,9 @@ def prometheus(tmp_path_factory):
     server = listener()
     threading.Thread(target=serve, args=(server,), daemon=True).start()
     watch = ("--port", f"{port_of(server)}:gpu0,gpu1", "--idle-after", "3s", "--metrics", "127.0.0.1:0")
-    folder = tmp_path_factory.mktemp("prometheus")
-    with server, governing(tmp_path_factory.mktemp("daemon"), "a40,p40", *watch) as governor:
+    folder, daemon = tmp_path_factory.mktemp("prometheus"), tmp_path_factory.mktemp("daemon")
+    tell(daemon, [ServerReport("chat", ServerState.READY, time.time(), port=8080, restarts=1)])
+    with server, governing(daemon / "memscaler", "a40,p40", *watch) as governor:
         started = Prometheus(folder, governor.events("metrics.served")[-1]["address"])
         try:
             eventually(started.is_ready, within_s=60)
@@ -130,6 +133,7 @@ def test_the_figures_are_right(prometheus):
     assert 0 < said["Time parked"] < 1
     assert 0 < said["Slowest wakes"] < 5
     assert said["States"] == 3
+    assert said["Servers kept running"] == 1
 
 
 def test_variables_find_what_there_is(prometheus):
@@ -193,5 +197,6 @@ def test_it_shows_what_matters():
         "memscaler_port_connections",
         "memscaler_errors_total",
         "memscaler_gpu_conflict",
+        "memscaler_server_state{",
     ):
         assert wanted in shown

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from memscaler.core.servers import ServerReport, ServerState, Supervised, SupervisorReport
 from memscaler.core.snapshot import (
     GpuReading,
     GpuSnapshot,
@@ -17,6 +18,8 @@ from memscaler.observe.histogram import Latencies
 
 A40 = Identity(0, "GPU-8F3a1c52-0000-4000-8000-000000000001", "00000000:3B:00.0", "NVIDIA A40")
 P40 = Identity(1, "GPU-11111111-0000-4000-8000-000000000002", "00000000:AF:00.0", 'Tesla "P40"\\')
+SERVER = ServerReport("chat", ServerState.READY, 1_700_000_100.0, 4711, 8080, (A40.uuid,), restarts=2)
+WITHOUT_PORT = ServerReport("balancer", ServerState.FAILED, 1_700_000_200.0, reason="it ended five times in a minute")
 NOW_NS = 1_000_000_000_000
 
 
@@ -92,6 +95,7 @@ def snapshot() -> Snapshot:
         history_write_failures=2,
         waiting={"8082": "nobody listens there yet"},
         labels=(("role", 'ch"at'), ("site", "berlin")),
+        supervised=Supervised((SupervisorReport("alice", 99, 1.0, (SERVER, WITHOUT_PORT)),)),
     )
 
 

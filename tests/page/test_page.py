@@ -1,25 +1,40 @@
 """The status page in a real browser, of a real daemon with simulated boards."""
 
 import json
+import pwd
 import re
+import subprocess
 import threading
 import time
 import urllib.request
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from memscaler.cli.client import Client
+from memscaler.core.servers import ServerReport, ServerState
 from tests.governor import Governor, connect, eventually, governing, listener, port_of
 from tests.page.conftest import WAIT_MS
 from tests.patience import patience
+from tests.supervisors import tell
 
 SIZES = {"desktop": (1280, 900), "phone": (375, 812)}
 PUSHED_S = 1.0 * patience()  # who is not told at once learns of it 2 s after the view before
 NEXT_VIEW = """() => new Promise((done) => new MutationObserver((_, watcher) => { watcher.disconnect(); done(); })
     .observe(document.querySelector("[data-field=uptime]"), {childList: true}))"""
 REASON = "nobody-else-s-business"
+SERVERS = (
+    ServerReport(
+        "chat", ServerState.READY, time.time() - 7200, 31337, 8080, model="/home/alice/secret.gguf", restarts=2
+    ),
+    ServerReport(
+        "embed", ServerState.FAILED, time.time() - 60, port=8081, reason="it ended 6 times in 10 min (pid 31338)"
+    ),
+    ServerReport("a-name-as-long-as-a-name-of-a-server-can-be.which-is-63-letters", ServerState.STARTING, time.time()),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +61,21 @@ def serve(accepting):
 
 
 @pytest.fixture(scope="module")
-def governor(server, tmp_path_factory):
-    """One board behind the server, one that is held, one that is left alone, and one that has no lever."""
+def supervisor(tmp_path_factory):
+    """Another user's, which says what it is told to say."""
+    folder, nobody = tmp_path_factory.mktemp("page"), pwd.getpwnam("nobody")
+    with subprocess.Popen(["sleep", "infinity"], user=nobody.pw_uid) as process:
+        speak = partial(tell, folder, uid=nobody.pw_uid, user="nobody", pid=process.pid)
+        speak(SERVERS)
+        yield speak
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def governor(server, supervisor):
+    """One board behind the server, one held, one left alone, one without a lever; and what a supervisor says."""
     watch = ("--port", f"{port_of(server)}:gpu0", "--port", "9:gpu1,gpu3")
-    folder = tmp_path_factory.mktemp("daemon")
+    folder = supervisor(SERVERS).parents[1] / "memscaler"
     with governing(folder, "a40,p40,t4,vgpu", *watch, "--idle-after", "1s", "--metrics", "127.0.0.1:0") as started:
         Client(folder).change("hold", gpus=["gpu1"], reason=REASON)
         yield started
@@ -114,6 +140,29 @@ def test_figures_are_those_of_the_boards(look, url, governor):
     expect(card(page).locator(".readout")).to_have_text(re.compile(r"^\d+\.\d W, \d+ s ago$"))
 
 
+def test_servers_are_followed(look, url, supervisor):
+    """A row for each, with its state, port, restarts and why; another state is there with the next view."""
+    page = parked(look(url))
+    row = page.locator("[data-list=servers] tr")
+    expect(row).to_have_count(3)
+    expect(row.nth(0)).to_contain_text("ready")
+    expect(row.nth(0).locator("td").nth(1)).to_have_text("8080")
+    expect(row.nth(0).locator("td").nth(3)).to_have_text("2")
+    expect(row.nth(1)).to_contain_text("it ended 6 times in 10 min.")
+    expect(row.nth(1).locator(".state")).to_have_attribute("data-is", "failed")
+    try:
+        supervisor([replace(SERVERS[1], state=ServerState.READY, reason=""), *SERVERS[:1]])
+        expect(row).to_have_count(2, timeout=WAIT_MS)
+        expect(row.nth(0).locator(".state")).to_have_text("ready")
+        file = supervisor([])
+        expect(page.get_by_role("region", name="Servers")).to_be_hidden(timeout=WAIT_MS)
+        file.write_text("garbage")
+        expect(page.get_by_role("listitem").last).to_contain_text("is no JSON", timeout=WAIT_MS)
+    finally:
+        supervisor(SERVERS)
+    expect(row).to_have_count(3, timeout=WAIT_MS)
+
+
 def test_it_tells_no_more_than_everybody_may_know(governor, url):
     """Who holds a GPU, what for, and under which process id, only the control socket tells."""
     status = Client(governor.runtime_dir).status()
@@ -125,7 +174,8 @@ def test_it_tells_no_more_than_everybody_may_know(governor, url):
         while "\n\n" not in told.partition("event: now")[2]:
             told += answer.readline().decode()
     assert "until that is ended" in told
-    for secret in (REASON, hold["owner"], hold["id"], str(status["pid"])):
+    assert [each["model"] for each in status["servers"]] == [each.model for each in SERVERS]
+    for secret in (REASON, hold["owner"], hold["id"], str(status["pid"]), "secret.gguf", "31337", "31338"):
         assert secret not in re.sub(r'"at":[\d.]+|\[\d+\.\d+,[\d.]+\]', "", told)
 
 
@@ -181,10 +231,10 @@ def test_with_the_keyboard(look, url):
 def test_landmarks_and_tables(look, url):
     """A screen reader finds regions by their names, and tables with headers for columns and rows."""
     page = parked(look(url))
-    for name in ("GPUs", "Watched ports", "Recent changes", "Notes"):
+    for name in ("GPUs", "Watched ports", "Servers", "Recent changes", "Notes"):
         expect(page.get_by_role("region", name=name)).to_be_visible()
-    for header in ("Port", "Connections", "Change"):
-        expect(page.get_by_role("columnheader", name=header, exact=True)).to_be_visible()
+    for header in ("Port", "Connections", "Restarts", "Change"):
+        expect(page.get_by_role("columnheader", name=header, exact=True).first).to_be_visible()
     expect(page.get_by_role("rowheader").first).to_be_visible()
     assert page.get_by_role("img", name=re.compile("Power of the last 10 minutes: from .* watts")).count() >= 2
 

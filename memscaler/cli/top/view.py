@@ -10,12 +10,31 @@ from typing import Any
 from rich.text import Text
 
 from memscaler.cli.output import plain, span
-from memscaler.cli.status_text import hold_text, idle_text, lever_text, mhz, next_text, open_text
+from memscaler.cli.status_text import (
+    hold_text,
+    idle_text,
+    lever_text,
+    mhz,
+    next_text,
+    open_text,
+    server_state,
+    server_text,
+    shortened,
+)
 from memscaler.cli.top.history import Histories, connections_of, sparkline
 from memscaler.core.text import energy
 
 STATES = {"awake": "cyan", "cooling": "yellow", "parked": "green", "held": "magenta", "unmanaged": "bold red"}
 KEYS = (("up/down", "select"), ("h", "hold 1h"), ("u", "unhold"), ("p", "park"), ("P", "pause"), ("?", "help"))
+SERVER_STATES = {
+    "ready": "green",
+    "failed": "bold red",
+    "starting": "yellow",
+    "waiting": "yellow",
+    "stopping": "yellow",
+}
+SERVER_WIDTH = 24
+MOST_SERVERS = 8
 QUIT = ("q", "quit")
 HELP = """\
 up, down, j, k   select a GPU
@@ -73,6 +92,7 @@ def try_out(document: Document) -> None:
     view.histories.add(document)
     _headline(view, 0)
     _transitions(document, len(document["transitions"]) + 2)
+    _servers(document, len(document.get("servers", ())) + 2)
     for gpu in view.gpus:
         view.selected = gpu["uuid"]
         _gpu_row(view, gpu, (LEAST_SPARK, LEAST_SPARK), is_chosen=True)
@@ -99,6 +119,7 @@ def _body(view: View, width: int, height: int) -> list[Text]:
     room = max(1, height - len(head) - len(detail) - LOWEST_BODY - 2)
     rows = _gpu_rows(view, width, room)
     parts = [*head, Text(), *rows, Text(), *detail, Text()]
+    parts += _servers(view.document, min(MOST_SERVERS + 2, height - len(parts) - LOWEST_BODY))
     return parts + _transitions(view.document, height - len(parts))
 
 
@@ -202,6 +223,30 @@ def _power_line(view: View, gpu: Document, width: int) -> Text:
     scale = f" {min(known):.0f} to {max(known):.0f} W" if known else ""
     spark = _spark(values, max(0, min(len(values), width - 11 - len(scale))), view)
     return Text.assemble(("  power    ", "dim"), (spark, STATES.get(gpu["state"], "")), (scale, "dim"))
+
+
+# ---- servers -------------------------------------------------------------------------------------------------------
+
+
+def _servers(document: Document, room: int) -> list[Text]:
+    """Those that supervisors keep running, the troubled ones first if there is not room for all; an empty line."""
+    servers = document.get("servers", ())
+    if not servers or room < 3:  # noqa: PLR2004  # heading, one of them, the empty line
+        return []
+    shown = servers
+    if len(servers) > room - 2:
+        shown = sorted(servers, key=lambda server: server_state(server) in ("ready", "disabled"))[: room - 2]
+    hidden = len(servers) - len(shown)
+    heading = f"  {'SERVER':{SERVER_WIDTH}} {'STATE':9} {'SINCE':>7}  {'PORT':5}  {'RESTARTS':8}"
+    found = [Text(heading.rstrip() + f"  (+{hidden})" * bool(hidden), "dim")]
+    for server in shown:
+        state = server_state(server)
+        line = Text(f"  {shortened(plain(server['name']), SERVER_WIDTH):{SERVER_WIDTH}} ")
+        line.append(f"{plain(state):9}", SERVER_STATES.get(state, ""))
+        line.append(f" {span(server['since_s']):>7}  {plain(server['port'] or '-'):5}  {plain(server['restarts']):8}")
+        line.append(f"  {server_text(server)}", "dim")
+        found.append(line)
+    return [*found, Text()]
 
 
 # ---- what was ------------------------------------------------------------------------------------------------------
