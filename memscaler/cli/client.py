@@ -1,4 +1,4 @@
-"""Asking the running daemon: HTTP over its Unix socket."""
+"""Asking a process of ours that runs: HTTP over its Unix socket. Most ask the daemon."""
 
 from __future__ import annotations
 
@@ -28,45 +28,48 @@ _ERRORS: dict[int, type[MemscalerError]] = {
 }
 
 
-class Client:
-    """Asks the daemon of a runtime directory; None: the configured one.
+class Asker:
+    """Asks whoever listens at this socket.
 
-    Every method raises DaemonNotRunning if nobody listens, PermissionMissing for who may not ask, UsageError,
-    ConfigError or another MemscalerError for what the daemon refuses.
+    Every method raises DaemonNotRunning if nobody does, PermissionMissing for who may not ask, UsageError, ConfigError
+    or another MemscalerError for what is refused.
     """
 
-    def __init__(self, runtime_dir: str | None) -> None:
-        self._path = settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / CONTROL_SOCKET
+    WHO = "the daemon"
+    LIVES = "see its log; `systemctl status memscaler` tells whether it lives"
 
-    def status(self) -> Document:
-        """The status document."""
-        return self._told("GET", "/v1/status", None)
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-    def verify(self) -> Document:
-        """What is to be set on each GPU against what the driver says, by a fresh look."""
-        return self._told("GET", "/v1/verify", None)
-
-    def change(self, what: str, **wanted: object) -> Document:
-        """Ask for a change: the last part of its route, and the body's keys."""
-        return self._told("POST", f"/v1/{what}", wanted)
-
-    @contextmanager
-    def held(self, **wanted: object) -> Iterator[Document]:
-        """A hold that lasts as long as the context, or as this process if that is shorter."""
-        answer, text = self._ask("POST", "/v1/hold", {**wanted, "tied": True}, is_line=True)
-        with answer:
-            yield _document(text)
-
-    def _told(self, method: str, route: str, body: Mapping[str, object] | None) -> Document:
+    def told(self, method: str, route: str, body: Mapping[str, object] | None = None) -> Document:
+        """A whole answer."""
         answer, text = self._ask(method, route, body)
         with answer:
-            return _document(text)
+            return self._document(text)
+
+    @contextmanager
+    def lines(self, route: str) -> Iterator[Iterator[Document]]:
+        """An answer that goes on, line by line, until it is enough or the other side ends."""
+        answer, text = self._ask("GET", route, None, is_line=True)
+        with answer:
+            yield self._lines(answer, text)
+
+    def _lines(self, answer: http1.Answer, text: bytes) -> Iterator[Document]:
+        while text:
+            yield self._document(text)
+            try:
+                text = _read(answer, is_line=True)
+            except OSError as error:
+                raise MemscalerError(f"{self.WHO} does not answer", hint=self.LIVES) from error
+
+    def _not_running(self) -> MemscalerError:
+        return DaemonNotRunning(f"memscaler does not run: nobody listens on {self._path}")
 
     def _ask(
         self, method: str, route: str, body: Mapping[str, object] | None, *, is_line: bool = False
     ) -> tuple[http1.Answer, bytes]:
         """A good answer, which keeps the connection open until it is closed, and its body; is_line: the first line."""
-        connection = _connected(self._path)
+        connection = self._connected()
         try:
             with suppress(BrokenPipeError):  # it has answered before it has read everything
                 http1.send(connection, method, route, None if body is None else json.dumps(body).encode())
@@ -74,14 +77,82 @@ class Client:
             is_good = answer.status == HTTPStatus.OK
             text = _read(answer, is_line=is_good and is_line)
         except (OSError, http1.BadAnswer) as error:
-            hint = "see its log; `systemctl status memscaler` tells whether it lives"
-            raise MemscalerError("the daemon does not answer", hint=hint) from error
+            raise MemscalerError(f"{self.WHO} does not answer", hint=self.LIVES) from error
         finally:
             connection.close()  # the answer keeps it open for itself
         if is_good:
             return answer, text
         with answer:
-            raise _refusal(answer.status, text)
+            raise self._refusal(answer.status, text)
+
+    def _connected(self) -> socket.socket:
+        """Raise MemscalerError with what to do."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Python's own timeout would make a full queue an error at once; unix(7), EAGAIN
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT_S, 0))
+        try:
+            connection.connect(str(self._path))
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        connection.settimeout(TIMEOUT_S)
+        return connection
+
+    def _unreachable(self, error: OSError) -> MemscalerError:
+        match error:
+            case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+                return self._not_running()
+            case PermissionError():
+                hint = "root may do everything, members of group memscaler may look"
+                return PermissionMissing(f"you may not ask {self.WHO}: no access to {self._path}", hint=hint)
+            case BlockingIOError():
+                return MemscalerError(f"{self.WHO} does not answer: too many wait already", hint="see its log")
+            case _:
+                return MemscalerError(f"cannot ask {self._path}: {error.strerror or error}")
+
+    def _document(self, text: bytes) -> Document:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise MemscalerError(f"{self.WHO} broke off its answer", hint="see its log") from error
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise MemscalerError(f"{self.WHO} is of another version than this command", hint="restart it")
+        return document
+
+    def _refusal(self, status: int, text: bytes) -> MemscalerError:
+        kind = _ERRORS.get(status, MemscalerError)
+        try:
+            told = self._document(text)
+        except MemscalerError:
+            told = {}
+        lines = str(told.get("error", f"{self.WHO} refuses, with HTTP status {status}")).splitlines()
+        return kind("\n".join(map(plain, lines)), hint=plain(told.get("hint", "")))
+
+
+class Client(Asker):
+    """Asks the daemon of a runtime directory; None: the configured one."""
+
+    def __init__(self, runtime_dir: str | None) -> None:
+        super().__init__(settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / CONTROL_SOCKET)
+
+    def status(self) -> Document:
+        """The status document."""
+        return self.told("GET", "/v1/status")
+
+    def verify(self) -> Document:
+        """What is to be set on each GPU against what the driver says, by a fresh look."""
+        return self.told("GET", "/v1/verify")
+
+    def change(self, what: str, **wanted: object) -> Document:
+        """Ask for a change: the last part of its route, and the body's keys."""
+        return self.told("POST", f"/v1/{what}", wanted)
+
+    @contextmanager
+    def held(self, **wanted: object) -> Iterator[Document]:
+        """A hold that lasts as long as the context, or as this process if that is shorter."""
+        answer, text = self._ask("POST", "/v1/hold", {**wanted, "tied": True}, is_line=True)
+        with answer:
+            yield self._document(text)
 
 
 def _read(answer: http1.Answer, *, is_line: bool) -> bytes:
@@ -91,50 +162,3 @@ def _read(answer: http1.Answer, *, is_line: bool) -> bytes:
     except BaseException:
         answer.body.close()
         raise
-
-
-def _connected(path: Path) -> socket.socket:
-    """Raise MemscalerError with what to do."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Python's own timeout would make a full queue an error at once; unix(7), EAGAIN
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", TIMEOUT_S, 0))
-    try:
-        connection.connect(str(path))
-    except OSError as error:
-        connection.close()
-        raise _unreachable(path, error) from error
-    connection.settimeout(TIMEOUT_S)
-    return connection
-
-
-def _unreachable(path: Path, error: OSError) -> MemscalerError:
-    match error:
-        case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-            return DaemonNotRunning(f"memscaler does not run: nobody listens on {path}")
-        case PermissionError():
-            hint = "root may do everything, members of group memscaler may look"
-            return PermissionMissing(f"you may not ask the daemon: no access to {path}", hint=hint)
-        case BlockingIOError():
-            return MemscalerError("the daemon does not answer: too many wait already", hint="see its log")
-        case _:
-            return MemscalerError(f"cannot ask {path}: {error.strerror or error}")
-
-
-def _document(text: bytes) -> Document:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MemscalerError("the daemon broke off its answer", hint="see its log") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise MemscalerError("the daemon is of another version than this command", hint="restart it")
-    return document
-
-
-def _refusal(status: int, text: bytes) -> MemscalerError:
-    kind = _ERRORS.get(status, MemscalerError)
-    try:
-        told = _document(text)
-    except MemscalerError:
-        told = {}
-    lines = str(told.get("error", f"the daemon refuses, with HTTP status {status}")).splitlines()
-    return kind("\n".join(map(plain, lines)), hint=plain(told.get("hint", "")))

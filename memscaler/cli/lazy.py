@@ -87,7 +87,8 @@ class LazyGroup(TyperGroup):
 
 def _finished(command: Any, name: str) -> Any:
     command.name = name
-    for each in [command, *getattr(command, "commands", {}).values()]:
+    below = getattr(command, "commands", {})
+    for each in [command, *([] if isinstance(below, Commands) else below.values())]:
         for param in each.params:
             if param.param_type_name == "argument" and param.metavar:
                 param.metavar = param.metavar.strip("[].")  # the usage has brackets and dots of its own

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from memscaler.core.errors import MemscalerError
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS
+from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import Snapshot
 from memscaler.daemon import rivals
 from memscaler.daemon.requests import Document
@@ -100,10 +101,13 @@ class Answers:
         self.answer(FOR_EVER_NS)
 
 
-def status_with_rivals(snapshot: Snapshot, servers: Collection[int]) -> Document:
-    """The status, with the rivals that run: a look at every process, nothing for the loop's thread."""
+def whole_status(snapshot: Snapshot, servers: Collection[int], supervised: Callable[[], Supervised]) -> Document:
+    """The status, with the rivals that run and what supervisors say of their servers.
+
+    That is a look at every process and into files of others, nothing for the loop's thread.
+    """
     found = [asdict(rival) for rival in rivals.recent(servers)]
-    return {**status.document(snapshot), "rivals": found}
+    return {**status.document(replace(snapshot, supervised=supervised())), "rivals": found}
 
 
 def then(answer: Future[Document], make: Callable[[Snapshot], Document]) -> Future[Snapshot]:

@@ -4,7 +4,8 @@
 
 - A watch with GPUs is to be attached as soon as its network namespace exists, whether anybody listens there or not;
   but not where the port is known to lead into a container past us: what nobody hears must not find its GPU parked.
-- A watch without GPUs drives those on which the processes that listen, or their descendants, have contexts.
+- A watch without GPUs drives those on which the processes that listen, or their descendants, have contexts; and until
+  then those that were shown to them by UUID (CUDA_VISIBLE_DEVICES), as our own servers are started.
 - A discovered server drives those on which it has contexts itself, or descendants that are not found as servers. So a
   router or a proxy (llama-swap, Ollama's front end) is left alone and its children are watched; but vLLM's engines,
   which have the contexts and no clients, count for their API server.
@@ -173,6 +174,11 @@ class _Sight:
     def gpus(self, pids: frozenset[int]) -> tuple[str, ...]:
         return tuple(uuid for uuid, there in self.gpu_processes.items() if there & pids)
 
+    def shown(self, pids: Iterable[int]) -> tuple[str, ...]:
+        """The GPUs that these were started to use, told by whole UUIDs."""
+        told = {each for pid in pids for each in self.processes.variable(pid, "CUDA_VISIBLE_DEVICES").split(",")}
+        return tuple(uuid for uuid in self.gpu_processes if uuid in told)
+
     def chief(self, pids: Iterable[int]) -> int:
         """The one that the others come from."""
         mine = frozenset(pids)
@@ -227,21 +233,22 @@ def _at(place: Place, watch: Watch, sight: _Sight) -> Found:
     if place.pids and not owners:
         rows = []
     contexts = sight.gpus(owners | sight.processes.descendants(owners))
+    gpus = watch.gpus or contexts or sight.shown(owners)
     problem = elsewhere = _elsewhere(watch, rows, owners, sight)
     if not elsewhere and not rows:
         problem = NOBODY
-    elif not elsewhere and not watch.gpus and not contexts:
+    elif not elsewhere and not gpus:
         problem = NO_CONTEXT if owners else UNSEEN
     chief = sight.chief(owners) if owners else 0
     return dataclasses.replace(
         found,
-        gpus=() if watch.gpus else contexts,
+        gpus=() if watch.gpus else gpus,
         server=sight.servers[chief].kind if chief in sight.servers else "",
         pids=tuple(sorted(owners)),
         addresses=_addresses(rows),
         why=_why(chief, owners, watch.scope, contexts, sight) if owners else "",
         problem=problem,
-        attach=not elsewhere and bool(watch.gpus or contexts),
+        attach=not elsewhere and bool(gpus),
     )
 
 

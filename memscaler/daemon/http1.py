@@ -70,13 +70,18 @@ async def read_body(reader: asyncio.StreamReader, head: Head) -> bytes:
 
 def answer(status: HTTPStatus, document: Mapping[str, object]) -> bytes:
     """A whole answer."""
-    body = json.dumps(document, allow_nan=False).encode() + b"\n"
+    body = line(document)
     return _answer_head(status, b"Content-Length: %d\r\n" % len(body)) + body
 
 
 def open_answer(document: Mapping[str, object]) -> bytes:
     """An answer that is not over before the connection is; one line of it."""
-    return _answer_head(HTTPStatus.OK, b"") + json.dumps(document, allow_nan=False).encode() + b"\n"
+    return _answer_head(HTTPStatus.OK, b"") + line(document)
+
+
+def line(document: Mapping[str, object]) -> bytes:
+    """One line of JSON: a body, or what follows in an answer that is not over."""
+    return json.dumps(document, allow_nan=False).encode() + b"\n"
 
 
 def _answer_head(status: HTTPStatus, fields: bytes) -> bytes:

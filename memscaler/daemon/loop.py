@@ -18,10 +18,11 @@ from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
 from memscaler.core.gaps import Gap
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS, Doubt, Hold, LeverResult, Phase, Stop, Unhold
+from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import Released
 from memscaler.daemon import conflicts, rivals, verify
 from memscaler.daemon.adaptive import Adaptive
-from memscaler.daemon.answers import Answers, SnapshotWanted, status_with_rivals, then
+from memscaler.daemon.answers import Answers, SnapshotWanted, then, whole_status
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.fleet import Equipped, Fleet
 from memscaler.daemon.governing import Governing
@@ -75,6 +76,7 @@ class Parts:
     is_journaled: whether the journal says that a GPU is parked. applied: told the settings that a reload put in force.
     outdated: says why the driver's library has to be loaded anew, "" if it has not.
     adaptive: learns the idle times that are "auto".
+    supervised: what the supervisors of servers say; called in a thread of its own.
     gap: told each gap between the work of a GPU once it is over, in the loop's thread; must return at once.
     """
 
@@ -96,6 +98,7 @@ class Parts:
     applied: Callable[[Settings], None]
     sample_every_ns: int
     adaptive: Adaptive
+    supervised: Callable[[], Supervised]
     gap: Callable[[Gap], None] = nobody
 
 
@@ -378,7 +381,7 @@ class Loop:
         try:
             match asked.request:
                 case Status():
-                    look = partial(status_with_rivals, servers=self._parts.gpu_users())
+                    look = partial(whole_status, servers=self._parts.gpu_users(), supervised=self._parts.supervised)
                     self._answers.want(then(asked.answer, look))
                 case Verify():
                     check = partial(verify.document, asked_ns=time.monotonic_ns(), know=self._teller.know)

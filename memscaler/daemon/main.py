@@ -27,6 +27,7 @@ from memscaler import __version__, resources
 from memscaler.config.schema import Settings
 from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS
+from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import Identity, Snapshot, Ungoverned
 from memscaler.daemon import discovery, lock, privileges, targets
 from memscaler.daemon.adaptive import Adaptive
@@ -63,6 +64,7 @@ from memscaler.kernel.doorbell import Door
 from memscaler.kernel.ledger import Ledger, require_sock_diag
 from memscaler.observe.log import is_for_people
 from memscaler.observe.server import MetricsServer
+from memscaler.observe.supervisors import Supervisors
 
 CAP_SYS_ADMIN = 21
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
@@ -180,6 +182,7 @@ def _govern(
                 applied=reloader.applied,
                 sample_every_ns=round(settings.sample_every_s * SECOND_NS),
                 adaptive=learning,
+                supervised=_supervised(settings),
                 gap=history.gap,
             )
         )
@@ -320,7 +323,9 @@ def _serve_metrics(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitS
     if settings.metrics is None:
         return _nothing
     try:
-        server = MetricsServer(settings.metrics.host, settings.metrics.port, partial(_ask, mailbox))
+        server = MetricsServer(
+            settings.metrics.host, settings.metrics.port, partial(_ask, mailbox), _supervised(settings)
+        )
     except MemscalerError as error:
         log.error("metrics.failed", err=str(error), hint=error.hint)
         return _nothing
@@ -328,6 +333,11 @@ def _serve_metrics(settings: Settings, mailbox: Mailbox, stack: contextlib.ExitS
     stack.callback(server.stop)
     log.info("metrics.served", address="{}:{}".format(*server.address))
     return server.changed
+
+
+def _supervised(settings: Settings) -> Callable[[], Supervised]:
+    """Supervisors have their folders beside ours."""
+    return Supervisors(settings.runtime_dir.parent).look
 
 
 def _ask(mailbox: Mailbox) -> Future[Snapshot]:

@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from memscaler.config import schema
 from memscaler.core.errors import UsageError
@@ -37,6 +37,8 @@ SHORTEST_S, LONGEST_S = 1.0, 366 * 86400.0
 _DISTURBING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, direction, half a character, ends of lines
 
 Document = dict[str, Any]
+Checks = Mapping[str, Callable[[str, object], Any]]
+Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +152,17 @@ ROUTES: Mapping[str, type[Request]] = {
 
 def parse(kind: type[Request], body: bytes) -> Request:
     """The request that a body means; an empty body is an empty object. Raise UsageError with a sentence."""
+    return read(kind, body, _CHECKS)
+
+
+def read(kind: type[Wanted], body: bytes, checks: Checks) -> Wanted:
+    """The same for any dataclass. checks: by the name of the field."""
     document = _document(body)
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # it is one
     for key in document:
         if key not in known:
-            _refuse(_unknown(key, known))
-    return kind(**{key: _CHECKS[key](key, raw) for key, raw in document.items()})
+            refuse(_unknown(key, known))
+    return kind(**{key: checks[key](key, raw) for key, raw in document.items()})
 
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------
@@ -165,11 +172,11 @@ def _document(body: bytes) -> Document:
     try:
         document = json.loads(body.decode().strip() or "{}", object_pairs_hook=_once, parse_constant=_no_number)
     except RecursionError:
-        _refuse("the body is nested too deeply")
+        refuse("the body is nested too deeply")
     except ValueError as error:
-        _refuse(f"the body is not JSON: {error}")
+        refuse(f"the body is not JSON: {error}")
     if not isinstance(document, dict):
-        _refuse("the body is not a JSON object")
+        refuse("the body is not a JSON object")
     return document
 
 
@@ -177,12 +184,12 @@ def _once(pairs: Sequence[tuple[str, object]]) -> Document:
     document = dict(pairs)
     if len(document) != len(pairs):
         keys = [key for key, _ in pairs]
-        _refuse(f"{_quoted(next(key for key in keys if keys.count(key) > 1))} is given twice")
+        refuse(f"{_quoted(next(key for key in keys if keys.count(key) > 1))} is given twice")
     return document
 
 
 def _no_number(word: str) -> NoReturn:
-    _refuse(f"{word} is not a number")
+    refuse(f"{word} is not a number")
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -195,9 +202,9 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 
 def _gpus(key: str, raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list):
-        _refuse(f'{key} is a list, as in ["gpu0"]')
+        refuse(f'{key} is a list, as in ["gpu0"]')
     if len(raw) > MOST_GPUS:
-        _refuse(f"{key} has more than {MOST_GPUS} names")
+        refuse(f"{key} has more than {MOST_GPUS} names")
     return tuple(_name(key, name) for name in raw)
 
 
@@ -206,42 +213,44 @@ def _for_s(key: str, raw: object) -> float | None:
         return None
     # bounds before float(): a whole number of any size is JSON
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not SHORTEST_S <= raw <= LONGEST_S:
-        _refuse(f"{key} is a number of seconds from {SHORTEST_S:g} to {LONGEST_S:.0f}, or null")
+        refuse(f"{key} is a number of seconds from {SHORTEST_S:g} to {LONGEST_S:.0f}, or null")
     return float(raw)
 
 
 def _name(key: str, raw: object) -> str:
-    name = _text(key, raw, NAME_CHARS)
-    return name or _refuse(f"{key} has an empty name")
+    name = text(key, raw, NAME_CHARS)
+    return name or refuse(f"{key} has an empty name")
 
 
 def _id(key: str, raw: object) -> str:
-    return _text(key, raw, NAME_CHARS)
+    return text(key, raw, NAME_CHARS)
 
 
 def _reason(key: str, raw: object) -> str:
-    return _text(key, raw, REASON_CHARS)
+    return text(key, raw, REASON_CHARS)
 
 
-def _text(key: str, raw: object, most: int) -> str:
+def text(key: str, raw: object, most: int) -> str:
+    """Words for people and for logs, of so many characters. Raise UsageError."""
     if not isinstance(raw, str):
-        _refuse(f"{key} wants text")
+        refuse(f"{key} wants text")
     if len(raw) > most:
-        _refuse(f"{key} is longer than {most} characters")
+        refuse(f"{key} is longer than {most} characters")
     if any(unicodedata.category(char) in _DISTURBING for char in raw):
-        _refuse(f"{key} has control characters in it")
+        refuse(f"{key} has control characters in it")
     return raw
 
 
-def _truth(key: str, raw: object) -> bool:
-    return raw if isinstance(raw, bool) else _refuse(f"{key} is true or false")
+def truth(key: str, raw: object) -> bool:
+    """Raise UsageError."""
+    return raw if isinstance(raw, bool) else refuse(f"{key} is true or false")
 
 
-_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+_CHECKS: Checks = {
     "gpus": _gpus,
     "for_s": _for_s,
     "reason": _reason,
-    "tied": _truth,
+    "tied": truth,
     "id": _id,
 }
 
@@ -250,5 +259,6 @@ def _quoted(key: str) -> str:
     return repr(key if len(key) <= NAME_CHARS else key[:NAME_CHARS] + "...")
 
 
-def _refuse(sentence: str) -> NoReturn:
+def refuse(sentence: str) -> NoReturn:
+    """Raise UsageError."""
     raise UsageError(sentence, hint=HINT)

@@ -18,6 +18,7 @@ PROC = Path("/proc")
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
 _GONE = frozenset("ZX")
 _STAT_BYTES = 4096
+_ENVIRON_BYTES = 1 << 17
 _ARGV_BYTES = 65536  # arguments may be megabytes long; what a server is stands at their beginning
 _SOCKET = "socket:["
 _DELETED = " (deleted)"
@@ -86,6 +87,11 @@ class Processes:
         if pid not in self._argv:
             self._argv[pid] = _words(_read(self.path(pid, "cmdline"), _ARGV_BYTES))
         return self._argv[pid]
+
+    def variable(self, pid: int, name: str) -> str:
+        """Of the environment that it was started with (128 KiB); "" if there is none, or it is not ours to look at."""
+        words = _read(self.path(pid, "environ"), _ENVIRON_BYTES).split("\0")
+        return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), "")
 
     def exe(self, pid: int) -> str:
         """Path of the executable as the process sees it; "" if it is gone or not ours to look at."""

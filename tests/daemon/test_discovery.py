@@ -605,3 +605,32 @@ def test_a_published_port_whose_container_is_known(system):
     assert through.problem == f"docker-proxy (pid {proxy.pid}) publishes this port {instead}"
     assert without.problem == "Docker publishes this port for container web: watch 8000@container:web instead"
     assert not without.attach
+
+
+# ---- before there is a context --------------------------------------------------------------------------------------
+
+LISTEN = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [(f"{GPU1}", (GPU1,)), (f"{GPU1},{GPU0}", (GPU0, GPU1)), ("1", ()), ("GPU-11111111", ()), ("", ())],
+)
+def test_gpus_that_a_server_was_shown(visible, gpus):
+    """A watch without GPUs drives those of CUDA_VISIBLE_DEVICES until there is a context, told by whole UUIDs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTEN],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": visible},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            port = int(server.stdout.readline())
+            [shown] = found(f"{port}")
+            assert (shown.gpus, shown.attach) == (gpus, bool(gpus))
+            assert shown.problem == ("" if gpus else NO_CONTEXT)
+            [used] = found(f"{port}", gpu0=[server])
+            assert used.gpus == (GPU0,)
+        finally:
+            server.kill()

@@ -121,6 +121,57 @@ def test_gpus_and_ports_come_and_go(tmp_path):
         assert not new.locks
 
 
+def described(server, name: str, gpus: str, *, enabled: bool = True) -> str:
+    """A server whose port is that of this listener."""
+    return (
+        f'[[server]]\nname = "{name}"\ncommand = "llama-server --port {port_of(server)}"\n'
+        f"gpus = {gpus}\nenabled = {str(enabled).lower()}\n"
+    )
+
+
+def test_servers_come_and_go(tmp_path):
+    """A configuration with servers alone is governed; ports and GPUs of those that change are followed and told."""
+    config = tmp_path / "config.toml"
+    with listener() as first, listener() as second:
+        one, other = port_of(first), port_of(second)
+        write(config, 'idle_after = "200ms"\n' + described(first, "chat", '["gpu0"]'))
+        with governing(tmp_path / "run", "a40,a40", "--config", str(config)) as governor:
+            old, new = governor.driver.boards
+            eventually(lambda: old.locks)
+            with connect(first):
+                eventually(lambda: not old.locks)
+            first.accept()[0].close()
+            eventually(lambda: old.locks)
+            (tmp_path / "servers.d").mkdir()
+            write(tmp_path / "servers.d" / "embed.toml", f'model = "/m"\nport = {other}\ngpus = ["gpu1"]\n')
+            assert reload(governor)["changes"] == [
+                f"watch: {one}:gpu0 -> {one}:gpu0, {other}:gpu1",
+                f"server embed: added, port {other}: gpu1",
+            ]
+            eventually(lambda: new.locks)
+            with connect(second):
+                eventually(lambda: not new.locks)
+            second.accept()[0].close()
+            write(config, 'idle_after = "200ms"\n' + described(first, "chat", '["gpu0", "gpu1"]'))
+            (tmp_path / "servers.d" / "embed.toml").unlink()
+            assert reload(governor)["changes"] == [
+                f"watch: {one}:gpu0, {other}:gpu1 -> {one}:gpu0,gpu1",
+                f"server chat: port {one}: gpu0 -> port {one}: gpu0, gpu1",
+                "server embed: removed",
+            ]
+            eventually(lambda: old.locks and new.locks)
+            with connect(first):
+                eventually(lambda: not old.locks and not new.locks)
+            first.accept()[0].close()
+            write(config, 'idle_after = "200ms"\n' + described(first, "chat", '["gpu0", "gpu1"]', enabled=False))
+            with pytest.raises(ConfigError, match="no port to watch is left"):
+                reload(governor)
+            write(config, 'idle_after = "200ms"\n' + described(first, "chat", '["gpu0", "gpu1"]') * 2)
+            with pytest.raises(ConfigError, match="server chat is described twice"):
+                reload(governor)
+            assert governor.stop() == 0
+
+
 def test_another_lever_is_taken_at_once(tmp_path):
     """A parked GPU whose lever is another one now is woken, and parked with that."""
     config = tmp_path / "config.toml"

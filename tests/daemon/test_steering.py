@@ -71,6 +71,21 @@ def test_hold_expires(tmp_path):
         eventually(lambda: not gpu(governor)["holds"])
 
 
+def test_after_a_hold_without_an_end_nothing_comes_by_itself(tmp_path):
+    """Nobody is told that it parks in a hundred years."""
+    with (
+        listener() as server,
+        governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0", "--idle-after", "200ms") as governor,
+    ):
+        board = governor.driver.boards[0]
+        eventually(lambda: board.locks)
+        client(governor).change("hold")
+        eventually(lambda: not board.locks)
+        eventually(lambda: gpu(governor)["state"] == "held")
+        told = gpu(governor)
+        assert (told["next"], told["next_in_s"], told["holds"][0]["expires_in_s"]) == ("", None, None)
+
+
 def test_unhold_of_one_gpu_leaves_the_others_held(tmp_path):
     """Of a hold on two GPUs, one is given back; what is no hold is said."""
     with (

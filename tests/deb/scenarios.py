@@ -29,7 +29,7 @@ from tests.systemd.box import (
     wait_governing,
     wait_parked,
 )
-from tests.systemd.scenarios import Scenario
+from tests.systemd.registry import Scenario
 
 PACKAGES = Path("/opt/packages")
 MEMSCALER = "/usr/bin/memscaler"

@@ -23,6 +23,10 @@ UNIT = "etc/systemd/system/memscaler.service"
 ENABLED = "etc/systemd/system/multi-user.target.wants/memscaler.service"
 CONFIG = "etc/memscaler/config.toml"
 MANIFEST = "var/lib/memscaler/setup.json"
+LISTS = {f"etc/{name}{old}" for name in ("gshadow", "passwd", "shadow") for old in ("", "-")} | {
+    "etc/.pwd.lock",
+    "etc/group-",
+}
 
 
 def test_everything_is_there(image):
@@ -88,7 +92,7 @@ def test_dry_run_tells_what_is_then_done(image):
     assert image.good("--discover") == told
     writes = [line.split()[1] for line in told if line.startswith("write")]
     assert set(writes) == {str(image.root / name) for name in image.content() if ".wants" not in name} - {
-        str(image.root / f"etc/{name}") for name in ("group", "gshadow", ".pwd.lock")
+        str(image.root / f"etc/{name}") for name in ("group", "gshadow", "passwd", "shadow", ".pwd.lock")
     }
     before = image.content()
     told = image.good("--dry-run", "--remove", "--purge")
@@ -203,14 +207,14 @@ def test_remove_leaves_what_was_there(image):
         image.at(name).write_bytes(text)
     image.good("--discover")
     told = image.good("--remove")
-    left = set(image.content()) - {"etc/group", "etc/gshadow", "etc/.pwd.lock"}
+    left = set(image.content()) - {*LISTS, "etc/group"}
     assert left == {"etc/hosts", "usr/local/share/man/man1/other.1", CONFIG, MANIFEST}
     assert not image.at("usr/local/share/zsh").exists()
     assert not image.at(UNIT).parent.exists() or not image.at(UNIT).exists()
     assert told[-1].startswith("note: kept: ")
     assert image.good("--remove")[-2:] == ["note: setup has installed nothing here", "nothing to do"]
     image.good("--remove", "--purge")
-    assert set(image.content()) - {"etc/gshadow", "etc/.pwd.lock", "etc/group-", "etc/gshadow-"} == {
+    assert set(image.content()) - LISTS == {
         "etc/hosts",
         "etc/group",
         "usr/local/share/man/man1/other.1",
@@ -300,3 +304,35 @@ def test_purge_alone_is_a_mistake(image):
     """It would be taken for something else."""
     assert image.setup("--purge").returncode == 2
     assert image.setup("--remove", "--purge").returncode == 0
+
+
+def test_supervisors_of_described_servers(image):
+    """Their units are there; enabled are those that have something to run, and a removal takes them away again."""
+    wants = image.at("etc/systemd/system/multi-user.target.wants")
+    image.good("--discover")
+    assert image.at("etc/systemd/system/memscaler-servers.service").is_file()
+    assert image.at("etc/systemd/system/memscaler-servers@.service").is_file()
+    assert [link.name for link in wants.iterdir()] == ["memscaler.service"]
+    assert "memscaler-servers:" in image.at("etc/passwd").read_text()
+    with image.at(CONFIG).open("a") as file:
+        file.write(
+            '\n[[server]]\nname = "a"\ncommand = ["x"]\n\n[[server]]\nname = "b"\ncommand = ["x"]\nuser = "alice"\n'
+        )
+    image.good()
+    assert sorted(link.name for link in wants.iterdir()) == [
+        "memscaler-servers.service",
+        "memscaler-servers@alice.service",
+        "memscaler.service",
+    ]
+    assert (
+        str((wants / "memscaler-servers@alice.service").readlink()) == "/etc/systemd/system/memscaler-servers@.service"
+    )
+    assert (
+        f"ExecStart={image.program} servers run\n"
+        in image.at("etc/systemd/system/memscaler-servers@.service").read_text()
+    )
+    assert image.good()[-1] == "nothing to do"
+    image.good("--remove", "--purge")
+    assert not wants.exists()
+    assert not list(image.at("etc").rglob("memscaler*"))
+    assert "memscaler" not in image.at("etc/passwd").read_text() + image.at("etc/group").read_text()

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.systemd import box
-from tests.systemd.scenarios import SCENARIOS, Scenario
+from tests.systemd.registry import Scenario
+from tests.systemd.scenarios import SCENARIOS
 
 HERE = Path("/var/lib/systemd-tests")
 SAVED = HERE / "results.json"
@@ -138,7 +139,7 @@ class Run:
         box.systemctl("restart", box.UNIT, check=False)
 
     def _journal(self, since: str) -> str:
-        command = ["journalctl", "-u", box.UNIT, "--since", since, "-n", JOURNAL_LINES, "-o", "short-precise"]
+        command = ["journalctl", "-u", "memscaler*", "--since", since, "-n", JOURNAL_LINES, "-o", "short-precise"]
         return subprocess.run([*command, "--no-pager"], capture_output=True, text=True, check=False).stdout
 
     def _reboot(self, each: Scenario) -> None:

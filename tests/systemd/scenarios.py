@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from memscaler.gpu.journal import Entry
-from tests.systemd import box
+from tests.systemd import box, servers
 from tests.systemd.box import (
     CONFIG,
     JOURNAL,
@@ -45,33 +44,14 @@ from tests.systemd.box import (
     wait_governing,
     wait_parked,
 )
+from tests.systemd.registry import Scenarios
 
 KEPT = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 GROWING_SINCE = 254  # RestartSteps=
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """after: what is looked at after a reboot; then `do` ends with one. needed: also when others are asked for."""
-
-    name: str
-    what: str
-    do: Callable[[], None]
-    after: Callable[[], None] | None = None
-    needed: bool = False
-
-
-SCENARIOS: list[Scenario] = []
-
-
-def scenario(*, after: Callable[[], None] | None = None, needed: bool = False) -> Callable[[Callable[[], None]], None]:
-    """Put a function among the scenarios; its docstring says what has to be true."""
-
-    def put(function: Callable[[], None]) -> None:
-        what = (function.__doc__ or "").strip()
-        SCENARIOS.append(Scenario(function.__name__.replace("_", "-"), what, function, after, needed))
-
-    return put
+SCENARIOS = Scenarios()
+scenario = SCENARIOS.add
 
 
 # ---- from nothing to governing --------------------------------------------------------------------------------------
@@ -480,6 +460,12 @@ def tight_lines(page: str) -> list[str]:
     return [line for line in lines if "=" in line and not line.startswith("#")]
 
 
+# ---- the model servers' units ---------------------------------------------------------------------------------------
+
+
+SCENARIOS += servers.SCENARIOS
+
+
 # ---- setup, on a machine that lives ---------------------------------------------------------------------------------
 
 
@@ -505,6 +491,12 @@ def setup_again() -> None:
     assert wait_governing() != pid
     assert show("NeedDaemonReload") == "no"
     check_governs(0, 1)
+    systemctl("start", servers.SUPERVISOR)
+    unit = unit.with_name(servers.SUPERVISOR)
+    unit.write_text(unit.read_text() + "# a newer one\n")
+    assert "run     systemctl daemon-reload" in _setup()
+    assert show("NeedDaemonReload", servers.SUPERVISOR) == "no", "the old unit would be started"
+    systemctl("stop", servers.SUPERVISOR)
 
 
 @scenario()

@@ -1,13 +1,15 @@
 """What `make test-systemd` is made of, without booting anything."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.systemd.scenarios import NAMES, SCENARIOS
 from tools.distros import machine, roots
-from tools.systemd import wheels
+from tools.systemd import namespaces, wheels
 from tools.systemd.__main__ import GUEST, tell
 
 FOUND = {
@@ -65,3 +67,14 @@ def test_names():
 def test_what_pip_finds(name):
     """Requirements, what builds the package, and pip itself; without a network there is nothing else."""
     assert any(each.startswith(name) for each in (*wheels.wanted(), *wheels.LOCK.read_text().splitlines()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_machine_without_an_emulator_reaches_its_end(tmp_path):
+    """Whatever keeps it from booting is told, with its console, and nothing of it is left: here its root is none."""
+    (tmp_path / "disk.ext4").write_bytes(bytes(4096))
+    with pytest.raises(machine.NoResults, match="status"):
+        namespaces.boot(tmp_path, machine.Job(limit_s=60))
+    assert {path.name for path in tmp_path.iterdir()} == {"disk.ext4", "console.log"}
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert not list(namespaces.top().glob(f"memscaler-systemd-{os.getpid()}"))

@@ -113,9 +113,14 @@ def test_what_does_not_get_better_is_not_retried(unit):
 def test_companions():
     """The group and the configuration directory are made by systemd's own tools."""
     users = (systemd_dir() / "memscaler.sysusers.conf").read_text().splitlines()
-    assert [line for line in users if not line.startswith("#")] == ["g memscaler -"]
+    group, user = [line for line in users if not line.startswith("#")]
+    assert group == "g memscaler -"
+    assert user.startswith("u memscaler-servers - ")
     files = (systemd_dir() / "memscaler.tmpfiles.conf").read_text().splitlines()
-    assert [line for line in files if not line.startswith("#")] == ["d /etc/memscaler 0755 root root -"]
+    assert [line for line in files if not line.startswith("#")] == [
+        "d /etc/memscaler 0755 root root -",
+        "d /etc/memscaler/servers.d 0755 root root -",
+    ]
 
 
 def test_the_control_socket_can_be_given_to_its_group(unit):

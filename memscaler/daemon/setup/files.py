@@ -14,11 +14,14 @@ from memscaler.daemon import systemd
 from memscaler.daemon.setup.manifest import Manifest
 from memscaler.files import write_own
 
-UNIT = f"etc/systemd/system/{systemd.UNIT}"
+UNITS = "etc/systemd/system/"
+UNIT = f"{UNITS}{systemd.UNIT}"
 PAUSES = f"{UNIT}.d/pauses.conf"
 PAUSES_SINCE = 254  # RestartSteps=
 USERS = "etc/sysusers.d/memscaler.conf"
-WANTED = f"etc/systemd/system/multi-user.target.wants/{systemd.UNIT}"  # WantedBy= of the unit
+SERVERS, SERVERS_OF = "memscaler-servers.service", "memscaler-servers@.service"  # the second for a user's own servers
+WANTS = "etc/systemd/system/multi-user.target.wants"  # WantedBy= of the units
+WANTED = f"{WANTS}/{systemd.UNIT}"
 CONFIG = "etc/memscaler/config.toml"
 SHARE = "usr/local/share"
 FISH = "etc/fish"  # the only place of those that administrators may write where fish always looks
@@ -42,14 +45,21 @@ class File:
         return f"/{self.path}"
 
 
-def unit(program: Path) -> File:
-    """The unit that comes with memscaler, with this program. Raise MemscalerError for one that it cannot start."""
+def unit(program: Path, unit_name: str = systemd.UNIT) -> File:
+    """A unit that comes with memscaler, with this program. Raise MemscalerError for one that it cannot start."""
     if not _PLAIN.fullmatch(str(program)):
         hint = "install memscaler in a folder without blanks and the like"
         raise MemscalerError(f"{program} cannot stand in a unit", hint=hint)
-    text = (resources.systemd_dir() / systemd.UNIT).read_text(encoding="utf-8")
+    text = (resources.systemd_dir() / unit_name).read_text(encoding="utf-8")
     name = str(program).replace("%", "%%")
-    return File(UNIT, (HEAD + _EXEC.sub(lambda found: found[1] + name, text)).encode(), f"starts {program}")
+    head = HEAD.replace("edit memscaler", f"edit {unit_name.removesuffix('.service')}")
+    path = f"etc/systemd/system/{unit_name}"
+    return File(path, (head + _EXEC.sub(lambda found: found[1] + name, text)).encode(), f"starts {program}")
+
+
+def unit_of(user: str) -> str:
+    """The name of the unit that runs the servers of this user; "": those without one."""
+    return SERVERS_OF.replace("@", f"@{user}") if user else SERVERS
 
 
 def pauses() -> File:

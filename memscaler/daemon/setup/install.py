@@ -26,6 +26,7 @@ from memscaler.daemon.setup.manifest import Manifest, checksum
 from memscaler.daemon.setup.steps import Plan, Step
 
 GROUP = "memscaler"
+SERVERS_USER = "memscaler-servers"
 SAFE = (
     "install it where only root may write: sudo PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install "
     "memscaler; then sudo /usr/local/bin/memscaler setup"
@@ -78,7 +79,8 @@ def plan(wish: Wish, own: program.Program) -> Plan:
         raise ConfigError("\n".join(found.problems), hint="correct it first; memscaler config check tells the same")
     new_config = files.present(wish.root, files.CONFIG) is None
     watches = _watches(found.settings) or (new_config and bool(wish.discover or wish.ports))
-    made = tuple(_steps(wish, wanted, known, new_config=new_config, watches=watches))
+    users = tuple(sorted({server.user for server in found.settings.servers})) if found.settings else ()
+    made = tuple(_steps(wish, wanted, known, new_config=new_config, watches=watches, users=users))
     return Plan(made, tuple(_notes(wish, own, found, new_config=new_config, watches=watches)), _refusal(wish, own))
 
 
@@ -143,7 +145,7 @@ def _wanted(wish: Wish, own: program.Program) -> list[File]:
     place = own.path
     if not wish.is_here and place.is_relative_to(wish.root):
         place = Path("/", place.relative_to(wish.root))
-    found = [files.unit(place)]
+    found = [files.unit(place), files.unit(place, files.SERVERS), files.unit(place, files.SERVERS_OF)]
     if systemd.version() >= files.PAUSES_SINCE:
         found.append(files.pauses())
     if not wish.is_here or shutil.which("systemd-sysusers"):  # an image does that when it starts
@@ -155,29 +157,41 @@ def _watches(settings: Settings | None) -> bool:
     return settings is not None and bool(settings.watches or settings.discover)
 
 
-def has_group(root: Path) -> bool:
+def has_group(root: Path, name: str = GROUP) -> bool:
     """By its own file."""
+    return _is_listed(root / "etc/group", name)
+
+
+def has_user(root: Path) -> bool:
+    """Who runs servers."""
+    return _is_listed(root / "etc/passwd", SERVERS_USER)
+
+
+def _is_listed(file: Path, name: str) -> bool:
     try:
-        lines = (root / "etc/group").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    return any(line.startswith(f"{GROUP}:") for line in lines)
+    return any(line.startswith(f"{name}:") for line in lines)
 
 
-def _steps(wish: Wish, wanted: list[File], known: Manifest, *, new_config: bool, watches: bool) -> Iterator[Step]:
-    """In this order: nothing is started before all that it needs is there."""
+def _steps(
+    wish: Wish, wanted: list[File], known: Manifest, *, new_config: bool, watches: bool, users: tuple[str, ...]
+) -> Iterator[Step]:
+    """In this order: nothing is started before all that it needs is there. users: for whom servers are described."""
     root = wish.root
     missing = [file for file in wanted if files.present(root, file.path) != file.content]
     obsolete = sorted(set(known.files) - {file.name for file in wanted})
     config = [files.config(wish.discover, list(wish.ports))] if new_config else []
-    group = not has_group(root)
-    final = _known(root, wanted, [*missing, *config], known, group=group)
+    group, user = not has_group(root), not has_user(root)
+    final = _known(root, wanted, [*missing, *config], known, group=group, user=user)
     started = program.fingerprint() if wish.start and watches and wish.is_live else known.started
     tasks = [steps.write(root, file) for file in (*missing, *config)]
     tasks += [steps.remove(root / name[1:]) for name in obsolete if _is_ours(root, name, known)]
-    if group:
-        tasks += _make_group(wish)
+    if group or user:
+        tasks += _make_group(wish, group=group)
     tasks += _service_steps(wish, missing, known, started=started, watches=watches)
+    tasks += _servers_steps(wish, missing, users, is_new=started != known.started)
     final = replace(final, started=started)
     if tasks or final != known:
         meanwhile = {name: (*known.files.get(name, ()), *sums) for name, sums in final.files.items()}
@@ -187,11 +201,15 @@ def _steps(wish: Wish, wanted: list[File], known: Manifest, *, new_config: bool,
         yield steps.note(root, final, "what was written")
 
 
-def _known(root: Path, wanted: list[File], written: list[File], known: Manifest, *, group: bool) -> Manifest:
+def _known(
+    root: Path, wanted: list[File], written: list[File], known: Manifest, *, group: bool, user: bool
+) -> Manifest:
     made = [folder for file in written for folder in files.missing_folders(root, root / file.path)]
     folders = (*known.folders, *(f"/{folder.relative_to(root)}" for folder in made))
     sums = {file.name: (checksum(file.content),) for file in wanted}
-    return replace(known, files=sums, folders=tuple(dict.fromkeys(folders)), group=known.group or group)
+    return replace(
+        known, files=sums, folders=tuple(dict.fromkeys(folders)), group=known.group or group, user=known.user or user
+    )
 
 
 def _is_ours(root: Path, name: str, known: Manifest) -> bool:
@@ -199,18 +217,35 @@ def _is_ours(root: Path, name: str, known: Manifest) -> bool:
     return there is not None and known.is_ours(name, there)
 
 
-def _make_group(wish: Wish) -> Iterator[Step]:
+def _make_group(wish: Wish, *, group: bool) -> Iterator[Step]:
     """None in an image that is made without systemd-sysusers: that runs when the image starts, before memscaler."""
     own_root = [] if wish.is_here else [f"--root={wish.root}"]
     if shutil.which("systemd-sysusers"):
         yield steps.run("systemd-sysusers", *own_root, str(wish.root / files.USERS))
     elif wish.is_here:
-        yield steps.run("groupadd", "--system", GROUP)
+        if group:
+            yield steps.run("groupadd", "--system", GROUP)
+        if not has_user(wish.root):
+            home = f"/var/lib/{SERVERS_USER}"
+            yield steps.run("useradd", "--system", "--home-dir", home, "--shell", "/usr/sbin/nologin", SERVERS_USER)
+
+
+def _servers_steps(wish: Wish, missing: list[File], users: tuple[str, ...], *, is_new: bool) -> Iterator[Step]:
+    """Supervisors of described servers: enabled, started; after an upgrade restarted, which servers survive."""
+    written = {Path(file.path).name for file in missing}
+    for user in users if wish.start else ():
+        unit, file = files.unit_of(user), files.SERVERS_OF if user else files.SERVERS
+        if not (wish.root / files.WANTS / unit).is_symlink():
+            yield steps.run("systemctl", "enable", unit) if wish.is_here else steps.enable(wish.root, unit, file)
+        if wish.is_live:
+            is_active = systemd.active_state(unit) == "active"
+            if not is_active or is_new or file in written:
+                yield steps.run("systemctl", "restart" if is_active else "start", unit)
 
 
 def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:
     unit_is_new = any(file.path.startswith(files.UNIT) for file in missing)
-    if wish.is_live and unit_is_new:
+    if wish.is_live and any(file.path.startswith(files.UNITS) for file in missing):
         yield steps.run("systemctl", "daemon-reload")
     if not wish.start:
         return

@@ -18,7 +18,7 @@ MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """files: path -> checksums that it may have. folders: those that were made. group: it was made by setup.
+    """files: path -> checksums that it may have. folders: those that were made. group, user: made by setup.
 
     started: the fingerprint of the installation that was started last.
     """
@@ -26,6 +26,7 @@ class Manifest:
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     group: bool = False
+    user: bool = False
     started: str = ""
 
     def is_ours(self, path: str, content: bytes) -> bool:
@@ -36,7 +37,8 @@ class Manifest:
         """As it is written."""
         files = {path: list(sums) for path, sums in sorted(self.files.items())}
         told = {"schema": SCHEMA, "files": files, "folders": list(self.folders)}
-        return json.dumps({**told, "group": self.group, "started": self.started}, indent=1) + "\n"
+        told |= {"group": self.group, "user": self.user, "started": self.started}
+        return json.dumps(told, indent=1) + "\n"
 
 
 def checksum(content: bytes) -> str:
@@ -52,7 +54,7 @@ def load(root: Path) -> Manifest | None:
         files = {str(name): tuple(map(str, sums)) for name, sums in told["files"].items()}
         folders = tuple(map(str, told["folders"]))
         _check_paths((*files, *folders))
-        return Manifest(files, folders, bool(told["group"]), str(told["started"]))
+        return Manifest(files, folders, bool(told["group"]), bool(told.get("user")), str(told["started"]))
     except FileNotFoundError:
         return None
     except PermissionError as error:

@@ -16,12 +16,13 @@ from memscaler.daemon import systemd
 from memscaler.daemon.guardian import JOURNAL
 from memscaler.daemon.lock import CALIBRATION, DAEMON, acquire, refuse_beside_daemon
 from memscaler.daemon.setup import files, manifest, steps
-from memscaler.daemon.setup.install import GROUP, Wish, has_group
+from memscaler.daemon.setup.install import GROUP, SERVERS_USER, Wish, has_group, has_user
 from memscaler.daemon.setup.steps import Plan, Step
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.restore import restore_from
 
-OWN = ("etc/memscaler", "var/lib/memscaler")  # what --purge removes: what it was told, and what it has counted
+# What --purge removes: what it was told, what it has counted, and what servers have left in their folders.
+OWN = ("etc/memscaler", "var/lib/memscaler", "var/lib/memscaler-servers", "var/log/memscaler-servers")
 RUNTIME = Path("/run/memscaler")  # RuntimeDirectory= of the unit
 
 
@@ -38,13 +39,15 @@ def plan(wish: Wish, *, purge: bool) -> Plan:
     made += [steps.remove(wish.root / name[1:], "changed since" * (name in changed)) for name in ours]
     trees = [path for name in OWN if (path := wish.root / name).exists()] if purge else []
     made += [Step(f"remove  {path}, with all that is in it", partial(shutil.rmtree, path)) for path in trees]
+    if purge and known.user and has_user(wish.root):
+        made.append(_remove_user(wish))
     made += _runtime(wish)
     if purge and known.group and has_group(wish.root):
         made.append(_remove_group(wish))
     empty = _emptied(wish.root, known, {*trees, *(wish.root / name[1:] for name in ours)})
     made += [Step(f"remove  {path}", partial(_remove_folder, path)) for path in empty]
     if not purge:
-        left = manifest.Manifest({name: known.files[name] for name in kept}, known.folders, known.group)
+        left = manifest.Manifest({name: known.files[name] for name in kept}, known.folders, known.group, known.user)
         made.append(steps.note(wish.root, left, "what is left of it, for --purge"))
     if wish.is_live:
         made.append(steps.run("systemctl", "daemon-reload"))
@@ -67,6 +70,11 @@ def _is_changed(root: Path, name: str, known: manifest.Manifest) -> bool:
 
 def _stop(wish: Wish, known: manifest.Manifest) -> Iterator[Step]:
     """Disable and stop; and whatever is parked after that is woken before its tools are gone."""
+    for link in sorted((wish.root / files.WANTS).glob("memscaler-servers*.service")):
+        if wish.is_here:
+            yield steps.run("systemctl", "disable", *(["--now"] if wish.is_live else []), link.name)
+        else:
+            yield steps.disable(wish.root, link.name)
     if f"/{files.UNIT}" in known.files and files.present(wish.root, files.UNIT) is not None:
         now = ["--now"] if wish.is_live else []
         if wish.is_here:
@@ -128,6 +136,19 @@ def _remove_folder(path: Path) -> None:
     """Unless somebody has put something there by now."""
     with contextlib.suppress(OSError):
         path.rmdir()
+
+
+def _remove_user(wish: Wish) -> Step:
+    """With the group of its name, which userdel may leave (login.defs(5), USERGROUPS_ENAB)."""
+    own_root = [] if wish.is_here else ["--root", str(wish.root)]
+    user = steps.run("userdel", *own_root, SERVERS_USER)
+
+    def do() -> None:
+        user.do()
+        if has_group(wish.root, SERVERS_USER):
+            steps.run("groupdel", *own_root, SERVERS_USER).do()
+
+    return Step(user.text, do)
 
 
 def _remove_group(wish: Wish) -> Step:

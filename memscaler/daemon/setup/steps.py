@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memscaler.core.errors import MemscalerError
+from memscaler.daemon import systemd
 from memscaler.daemon.setup import files, manifest
 from memscaler.daemon.setup.files import File
 from memscaler.daemon.setup.manifest import Manifest
@@ -51,22 +52,22 @@ def remove(path: Path, about: str = "") -> Step:
     return Step(f"remove  {path}" + f" ({about})" * bool(about), lambda: path.unlink(missing_ok=True))
 
 
-def enable(root: Path) -> Step:
-    """In an image, whatever the machine has on which that is made."""
-    path = root / files.WANTED
+def enable(root: Path, unit: str = systemd.UNIT, file: str = systemd.UNIT) -> Step:
+    """In an image, whatever the machine has on which that is made. file: another one for an instance of a template."""
+    path = root / files.WANTS / unit
 
     def do() -> None:
         for folder in files.missing_folders(root, path):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o755)
-        path.symlink_to(f"/{files.UNIT}")
+        path.symlink_to(f"/etc/systemd/system/{file}")
 
     return Step(f"link    {path}", do)
 
 
-def disable(root: Path) -> Step:
+def disable(root: Path, unit: str = systemd.UNIT) -> Step:
     """In an image."""
-    path = root / files.WANTED
+    path = root / files.WANTS / unit
 
     def do() -> None:
         path.unlink(missing_ok=True)

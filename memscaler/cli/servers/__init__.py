@@ -1,0 +1,1 @@
+"""`memscaler servers`: model servers that are described once, and steered by name."""

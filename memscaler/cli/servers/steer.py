@@ -1,0 +1,88 @@
+"""`memscaler servers start`, `stop`, `restart`, `enable` and `disable`."""
+
+from __future__ import annotations
+
+from memscaler.cli.options import Json
+from memscaler.cli.servers.options import All, Names, NoWait, SupervisorDir, User
+
+
+def start(
+    names: Names = None,
+    everything: All = False,
+    no_wait: NoWait = False,
+    user: User = None,
+    runtime_dir: SupervisorDir = None,
+    as_json: Json = False,
+) -> None:
+    """Start servers, also those that failed, and wait until they are ready. The exit code is 1 if one fails."""
+    _do("start", names, everything, no_wait, user, runtime_dir, as_json)
+
+
+def stop(
+    names: Names = None,
+    everything: All = False,
+    no_wait: NoWait = False,
+    user: User = None,
+    runtime_dir: SupervisorDir = None,
+    as_json: Json = False,
+) -> None:
+    """Stop servers, with their hooks and all that they have started, until `start` or the supervisor's next start."""
+    _do("stop", names, everything, no_wait, user, runtime_dir, as_json)
+
+
+def restart(
+    names: Names = None,
+    everything: All = False,
+    no_wait: NoWait = False,
+    user: User = None,
+    runtime_dir: SupervisorDir = None,
+    as_json: Json = False,
+) -> None:
+    """Stop servers, start them again, and wait until they are ready. The exit code is 1 if one fails."""
+    _do("restart", names, everything, no_wait, user, runtime_dir, as_json)
+
+
+def enable(
+    names: Names = None,
+    everything: All = False,
+    no_wait: NoWait = False,
+    user: User = None,
+    runtime_dir: SupervisorDir = None,
+    as_json: Json = False,
+) -> None:
+    """Start servers now and whenever their supervisor starts, whatever `enabled` in their descriptions says."""
+    _do("enable", names, everything, no_wait, user, runtime_dir, as_json)
+
+
+def disable(
+    names: Names = None,
+    everything: All = False,
+    no_wait: NoWait = False,
+    user: User = None,
+    runtime_dir: SupervisorDir = None,
+    as_json: Json = False,
+) -> None:
+    """Stop servers, and leave them so when their supervisor starts, whatever `enabled` in their descriptions says."""
+    _do("disable", names, everything, no_wait, user, runtime_dir, as_json)
+
+
+def _do(
+    what: str,
+    names: list[str] | None,
+    everything: bool,
+    no_wait: bool,
+    user: str | None,
+    runtime_dir: str | None,
+    as_json: bool,
+) -> None:
+    from memscaler.cli.servers.progress import settled, tell
+    from memscaler.cli.servers.supervisors import chosen
+
+    meant = chosen(names or [], user, runtime_dir, everything=everything, to_change=True)
+    for each in meant:
+        each.supervisor.change(what, servers=each.names)
+    if no_wait:
+        reports = [report for each in meant for report in each.now()]
+    else:
+        reports = settled([(each.supervisor, each.names) for each in meant], silent=as_json)
+    tell({}, reports, as_json=as_json)

@@ -1,0 +1,1 @@
+"""Keeps described model servers running: an unprivileged supervisor, beside the governor."""
