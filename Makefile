@@ -23,7 +23,7 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 	@tools/setup test
 	@$(PY) -m tools.distros $(DISTROS)
 
-test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour)
+test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour, with --native minutes)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
 

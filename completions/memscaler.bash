@@ -17,6 +17,25 @@ _memscaler_value() {
     'run --log-format') kind=words words='auto console json' ;;
     'run --log-level') kind=words words='debug info warning error' ;;
     'run --loader-python') kind=file words='' ;;
+    'serve -m' | 'serve --model' | 'serve --model-path') kind=file words='' ;;
+    'serve --host') kind=words words='' ;;
+    'serve -p' | 'serve --port') kind=words words='' ;;
+    'serve -c' | 'serve --n-ctx') kind=words words='' ;;
+    'serve --parallel') kind=words words='' ;;
+    'serve --cache-type-k') kind=words words='f16 q8_0 q4_0' ;;
+    'serve --cache-type-v') kind=words words='f16 q8_0 q4_0' ;;
+    'serve --n-batch') kind=words words='' ;;
+    'serve --n-ubatch') kind=words words='' ;;
+    'serve --mmproj') kind=file words='' ;;
+    'serve --alias') kind=words words='' ;;
+    'serve --api-key') kind=words words='' ;;
+    'serve --devices') kind=gpu words='' ;;
+    'serve --reserve-mib') kind=words words='' ;;
+    'serve --idle-after') kind=words words='30s 5m 30m 2h' ;;
+    'serve --log') kind=file words='' ;;
+    'serve --config') kind=file words='' ;;
+    'serve --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'serve --runtime-dir') kind=directory words='' ;;
     'gpus --config') kind=file words='' ;;
     'gpus --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'gpus --runtime-dir') kind=directory words='' ;;
@@ -56,6 +75,80 @@ _memscaler_value() {
     'release --reason') kind=words words='' ;;
     'release --runtime-dir') kind=directory words='' ;;
     'reload --runtime-dir') kind=directory words='' ;;
+    'servers list --user') kind=words words='' ;;
+    'servers list --config') kind=file words='' ;;
+    'servers list --runtime-dir') kind=directory words='' ;;
+    'servers show --user') kind=words words='' ;;
+    'servers show --runtime-dir') kind=directory words='' ;;
+    'servers show') kind=words words='' ;;
+    'servers logs -n' | 'servers logs --lines') kind=words words='' ;;
+    'servers logs --user') kind=words words='' ;;
+    'servers logs --runtime-dir') kind=directory words='' ;;
+    'servers logs') kind=words words='' ;;
+    'servers apply --user') kind=words words='' ;;
+    'servers apply --runtime-dir') kind=directory words='' ;;
+    'servers reload --user') kind=words words='' ;;
+    'servers reload --runtime-dir') kind=directory words='' ;;
+    'servers start --user') kind=words words='' ;;
+    'servers start --runtime-dir') kind=directory words='' ;;
+    'servers start') kind=words words='' ;;
+    'servers stop --user') kind=words words='' ;;
+    'servers stop --runtime-dir') kind=directory words='' ;;
+    'servers stop') kind=words words='' ;;
+    'servers restart --user') kind=words words='' ;;
+    'servers restart --runtime-dir') kind=directory words='' ;;
+    'servers restart') kind=words words='' ;;
+    'servers enable --user') kind=words words='' ;;
+    'servers enable --runtime-dir') kind=directory words='' ;;
+    'servers enable') kind=words words='' ;;
+    'servers disable --user') kind=words words='' ;;
+    'servers disable --runtime-dir') kind=directory words='' ;;
+    'servers disable') kind=words words='' ;;
+    'servers import -o' | 'servers import --output') kind=directory words='' ;;
+    'servers import') kind=file words='' ;;
+    'servers run --user') kind=words words='' ;;
+    'servers run --config') kind=file words='' ;;
+    'servers run --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'servers run --runtime-dir') kind=directory words='' ;;
+    'servers run --log-format') kind=words words='auto console json' ;;
+    'servers run --log-level') kind=words words='debug info warning error' ;;
+    'plan --model') kind=file words='' ;;
+    'plan -c' | 'plan --ctx-size' | 'plan --n-ctx') kind=words words='' ;;
+    'plan --parallel' | 'plan --slots') kind=words words='' ;;
+    'plan --cache-type-k') kind=words words='f16 q8_0 q4_0' ;;
+    'plan --cache-type-v') kind=words words='f16 q8_0 q4_0' ;;
+    'plan --batch' | 'plan --batch-size') kind=words words='' ;;
+    'plan --ubatch' | 'plan --ubatch-size') kind=words words='' ;;
+    'plan --flash-attn') kind=words words='on off auto' ;;
+    'plan --mmproj') kind=file words='' ;;
+    'plan --n-gpu-layers' | 'plan --ngl') kind=words words='' ;;
+    'plan --n-cpu-moe') kind=words words='' ;;
+    'plan --devices') kind=gpu words='' ;;
+    'plan --device-order') kind=words words='free_desc total_desc index' ;;
+    'plan --reserve-mib') kind=words words=24GiB ;;
+    'plan --min-budget-mib') kind=words words=24GiB ;;
+    'plan --gpu') kind=words words=24GiB ;;
+    'plan --fit-params') kind=file words='' ;;
+    'plan --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'plan --runtime-dir') kind=directory words='' ;;
+    plan) kind=file words='' ;;
+    'analyze --model') kind=file words='' ;;
+    'analyze -c' | 'analyze --ctx-size' | 'analyze --n-ctx') kind=words words='' ;;
+    'analyze --parallel' | 'analyze --slots') kind=words words='' ;;
+    'analyze --cache-type-k') kind=words words='f16 q8_0 q4_0' ;;
+    'analyze --cache-type-v') kind=words words='f16 q8_0 q4_0' ;;
+    'analyze --batch' | 'analyze --batch-size') kind=words words='' ;;
+    'analyze --ubatch' | 'analyze --ubatch-size') kind=words words='' ;;
+    'analyze --flash-attn') kind=words words='on off auto' ;;
+    'analyze --mmproj') kind=file words='' ;;
+    'analyze --devices') kind=gpu words='' ;;
+    'analyze --device-order') kind=words words='free_desc total_desc index' ;;
+    'analyze --reserve-mib') kind=words words=24GiB ;;
+    'analyze --min-budget-mib') kind=words words=24GiB ;;
+    'analyze --gpu') kind=words words=24GiB ;;
+    'analyze --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'analyze --runtime-dir') kind=directory words='' ;;
+    analyze) kind=file words='' ;;
     'setup -p' | 'setup --port') kind=words words='' ;;
     'setup --root') kind=directory words='' ;;
     'doctor --only') kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
@@ -86,7 +179,7 @@ _memscaler_value() {
     'config show --log-format') kind=words words='auto console json' ;;
     'config show --log-level') kind=words words='debug info warning error' ;;
     'config show --loader-python') kind=file words='' ;;
-    help) kind=words words='run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help' ;;
+    help) kind=words words='run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help' ;;
     *) kind='' words='' ;;
     esac
 }
@@ -95,10 +188,13 @@ _memscaler_value() {
 _memscaler_options() {
     case "$path" in
     '')
-        commands='run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
+        commands='run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
         ;;
     run)
         commands='' options='-p --port --discover --idle-after --quiet --ignore --touch --config --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python -h --help' many='-p --port --ignore' wraps=''
+        ;;
+    serve)
+        commands='' options='-m --model --model-path --host -p --port -c --n-ctx --parallel --cache-type-k --cache-type-v --n-batch --n-ubatch --mmproj --alias --api-key --devices --reserve-mib --no-smart-split --smart-split --force --ungoverned --idle-after --log --config --simulate --runtime-dir --dry-run --json -h --help' many='' wraps=''
         ;;
     gpus)
         commands='' options='--config --simulate --runtime-dir --json -h --help' many='' wraps=''
@@ -141,6 +237,51 @@ _memscaler_options() {
         ;;
     reload)
         commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    servers)
+        commands='list show logs apply reload start stop restart enable disable import run' options='-h --help' many='' wraps=''
+        ;;
+    'servers list')
+        commands='' options='--user --config --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers show')
+        commands='' options='--user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers logs')
+        commands='' options='-n --lines -f --follow --user --runtime-dir -h --help' many='' wraps=''
+        ;;
+    'servers apply')
+        commands='' options='--dry-run --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers reload')
+        commands='' options='--user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers start')
+        commands='' options='--all --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers stop')
+        commands='' options='--all --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers restart')
+        commands='' options='--all --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers enable')
+        commands='' options='--all --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers disable')
+        commands='' options='--all --no-wait --user --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'servers import')
+        commands='' options='-o --output --dry-run --json -h --help' many='' wraps=''
+        ;;
+    'servers run')
+        commands='' options='--user --config --simulate --runtime-dir --log-format --log-level -h --help' many='' wraps=''
+        ;;
+    plan)
+        commands='' options='--model -c --ctx-size --n-ctx --parallel --slots --cache-type-k --cache-type-v --batch --batch-size --ubatch --ubatch-size --flash-attn --mmproj --swa-full --no-kv-offload --n-gpu-layers --ngl --n-cpu-moe --devices --device-order --reserve-mib --min-budget-mib --gpu --fit-params --force --simulate --runtime-dir --json -h --help' many=--gpu wraps=''
+        ;;
+    analyze)
+        commands='' options='--model -c --ctx-size --n-ctx --parallel --slots --cache-type-k --cache-type-v --batch --batch-size --ubatch --ubatch-size --flash-attn --mmproj --swa-full --no-kv-offload --devices --device-order --reserve-mib --min-budget-mib --gpu --layers --simulate --runtime-dir --json -h --help' many=--gpu wraps=''
         ;;
     setup)
         commands='' options='--dry-run --discover -p --port --no-start --force --remove --purge --root -h --help' many='-p --port' wraps=''

@@ -15,6 +15,10 @@ function __memscaler_path
                 set path 'run'
             case 'run -p' 'run --port' 'run --idle-after' 'run --quiet' 'run --ignore' 'run --touch' 'run --config' 'run --simulate' 'run --lever' 'run --metrics' 'run --runtime-dir' 'run --log-format' 'run --log-level' 'run --loader-python'
                 set value yes
+            case ' serve'
+                set path 'serve'
+            case 'serve -m' 'serve --model' 'serve --model-path' 'serve --host' 'serve -p' 'serve --port' 'serve -c' 'serve --n-ctx' 'serve --parallel' 'serve --cache-type-k' 'serve --cache-type-v' 'serve --n-batch' 'serve --n-ubatch' 'serve --mmproj' 'serve --alias' 'serve --api-key' 'serve --devices' 'serve --reserve-mib' 'serve --idle-after' 'serve --log' 'serve --config' 'serve --simulate' 'serve --runtime-dir'
+                set value yes
             case ' gpus'
                 set path 'gpus'
             case 'gpus --config' 'gpus --simulate' 'gpus --runtime-dir'
@@ -74,6 +78,64 @@ function __memscaler_path
                 set path 'reload'
             case 'reload --runtime-dir'
                 set value yes
+            case ' servers'
+                set path 'servers'
+            case 'servers list'
+                set path 'servers list'
+            case 'servers list --user' 'servers list --config' 'servers list --runtime-dir'
+                set value yes
+            case 'servers show'
+                set path 'servers show'
+            case 'servers show --user' 'servers show --runtime-dir'
+                set value yes
+            case 'servers logs'
+                set path 'servers logs'
+            case 'servers logs -n' 'servers logs --lines' 'servers logs --user' 'servers logs --runtime-dir'
+                set value yes
+            case 'servers apply'
+                set path 'servers apply'
+            case 'servers apply --user' 'servers apply --runtime-dir'
+                set value yes
+            case 'servers reload'
+                set path 'servers reload'
+            case 'servers reload --user' 'servers reload --runtime-dir'
+                set value yes
+            case 'servers start'
+                set path 'servers start'
+            case 'servers start --user' 'servers start --runtime-dir'
+                set value yes
+            case 'servers stop'
+                set path 'servers stop'
+            case 'servers stop --user' 'servers stop --runtime-dir'
+                set value yes
+            case 'servers restart'
+                set path 'servers restart'
+            case 'servers restart --user' 'servers restart --runtime-dir'
+                set value yes
+            case 'servers enable'
+                set path 'servers enable'
+            case 'servers enable --user' 'servers enable --runtime-dir'
+                set value yes
+            case 'servers disable'
+                set path 'servers disable'
+            case 'servers disable --user' 'servers disable --runtime-dir'
+                set value yes
+            case 'servers import'
+                set path 'servers import'
+            case 'servers import -o' 'servers import --output'
+                set value yes
+            case 'servers run'
+                set path 'servers run'
+            case 'servers run --user' 'servers run --config' 'servers run --simulate' 'servers run --runtime-dir' 'servers run --log-format' 'servers run --log-level'
+                set value yes
+            case ' plan'
+                set path 'plan'
+            case 'plan --model' 'plan -c' 'plan --ctx-size' 'plan --n-ctx' 'plan --parallel' 'plan --slots' 'plan --cache-type-k' 'plan --cache-type-v' 'plan --batch' 'plan --batch-size' 'plan --ubatch' 'plan --ubatch-size' 'plan --flash-attn' 'plan --mmproj' 'plan --n-gpu-layers' 'plan --ngl' 'plan --n-cpu-moe' 'plan --devices' 'plan --device-order' 'plan --reserve-mib' 'plan --min-budget-mib' 'plan --gpu' 'plan --fit-params' 'plan --simulate' 'plan --runtime-dir'
+                set value yes
+            case ' analyze'
+                set path 'analyze'
+            case 'analyze --model' 'analyze -c' 'analyze --ctx-size' 'analyze --n-ctx' 'analyze --parallel' 'analyze --slots' 'analyze --cache-type-k' 'analyze --cache-type-v' 'analyze --batch' 'analyze --batch-size' 'analyze --ubatch' 'analyze --ubatch-size' 'analyze --flash-attn' 'analyze --mmproj' 'analyze --devices' 'analyze --device-order' 'analyze --reserve-mib' 'analyze --min-budget-mib' 'analyze --gpu' 'analyze --simulate' 'analyze --runtime-dir'
+                set value yes
             case ' setup'
                 set path 'setup'
             case 'setup -p' 'setup --port' 'setup --root'
@@ -127,6 +189,7 @@ complete -c memscaler -f
 
 # memscaler
 complete -c memscaler -n '__memscaler_at' -a run -d 'Park quiet GPUs, wake them when a client connects.'
+complete -c memscaler -n '__memscaler_at' -a serve -d 'Serve a model, planned and governed, until Ctrl-C.'
 complete -c memscaler -n '__memscaler_at' -a gpus -d 'Show the GPUs and what parking would do.'
 complete -c memscaler -n '__memscaler_at' -a ports -d 'Show the servers that listen, their GPUs, and what is watched.'
 complete -c memscaler -n '__memscaler_at' -a restore -d 'Wake what a memscaler that is gone left parked.'
@@ -141,6 +204,9 @@ complete -c memscaler -n '__memscaler_at' -a pause -d 'Keep every GPU awake.'
 complete -c memscaler -n '__memscaler_at' -a resume -d 'Govern again, after pause or release.'
 complete -c memscaler -n '__memscaler_at' -a release -d 'Let go of the driver, for its upgrade.'
 complete -c memscaler -n '__memscaler_at' -a reload -d 'Read the configuration anew.'
+complete -c memscaler -n '__memscaler_at' -a servers -d 'Run model servers as described, and steer them by name.'
+complete -c memscaler -n '__memscaler_at' -a plan -d 'Plan where models go on the GPUs, and what fits.'
+complete -c memscaler -n '__memscaler_at' -a analyze -d 'Show what a model file needs in memory.'
 complete -c memscaler -n '__memscaler_at' -a setup -d 'Make a service of this installation, and remove it again.'
 complete -c memscaler -n '__memscaler_at' -a doctor -d 'Check whether this machine has what it takes, and what to do.'
 complete -c memscaler -n '__memscaler_at' -a calibrate -d 'Measure what parking saves and costs on this machine.'
@@ -166,6 +232,33 @@ complete -c memscaler -n '__memscaler_at run' -l log-format -x -a 'auto console 
 complete -c memscaler -n '__memscaler_at run' -l log-level -x -a 'debug info warning error' -d 'The least that is logged'
 complete -c memscaler -n '__memscaler_at run' -l loader-python -r -F -d 'The python that has bcc; "auto": ours if it has, else /usr/bin/python3'
 complete -c memscaler -n '__memscaler_at run' -s h -l help -d 'Show this message and exit'
+
+# memscaler serve
+complete -c memscaler -n '__memscaler_at serve' -s m -l model -l model-path -r -F -d 'A GGUF file'
+complete -c memscaler -n '__memscaler_at serve' -l host -x -d 'Where to listen'
+complete -c memscaler -n '__memscaler_at serve' -s p -l port -x -d 'Where to listen; 0: any free port'
+complete -c memscaler -n '__memscaler_at serve' -s c -l n-ctx -x -d 'Tokens of context, of all slots; 0: the model\'s own length'
+complete -c memscaler -n '__memscaler_at serve' -l parallel -x -d 'Requests at once; 0: llama-server\'s own choice'
+complete -c memscaler -n '__memscaler_at serve' -l cache-type-k -x -a 'f16 q8_0 q4_0' -d 'Of the cache\'s keys'
+complete -c memscaler -n '__memscaler_at serve' -l cache-type-v -x -a 'f16 q8_0 q4_0' -d 'Of the cache\'s values: f16, q8_0, q4_0, ..'
+complete -c memscaler -n '__memscaler_at serve' -l n-batch -x -d 'Tokens of a batch'
+complete -c memscaler -n '__memscaler_at serve' -l n-ubatch -x -d 'Tokens of a step'
+complete -c memscaler -n '__memscaler_at serve' -l mmproj -r -F -d 'Projector for images'
+complete -c memscaler -n '__memscaler_at serve' -l alias -x -d 'What the API calls the model'
+complete -c memscaler -n '__memscaler_at serve' -l api-key -x -d 'What clients must present'
+complete -c memscaler -n '__memscaler_at serve' -l devices -x -a '(__memscaler_gpus)' -d 'The GPUs to use'
+complete -c memscaler -n '__memscaler_at serve' -l reserve-mib -x -d 'What stays free on each GPU'
+complete -c memscaler -n '__memscaler_at serve' -l no-smart-split -l smart-split -d 'Plan each layer\'s GPU, or leave it to llama.cpp'
+complete -c memscaler -n '__memscaler_at serve' -l force -d 'Serve also what does not fit whole'
+complete -c memscaler -n '__memscaler_at serve' -l ungoverned -d 'Serve without a governor'
+complete -c memscaler -n '__memscaler_at serve' -l idle-after -x -a '30s 5m 30m 2h' -d 'Quiet time after which a GPU is parked'
+complete -c memscaler -n '__memscaler_at serve' -l log -r -F -d 'Where the server\'s log goes; - is here'
+complete -c memscaler -n '__memscaler_at serve' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at serve' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at serve' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at serve' -l dry-run -d 'Print the plan and the command lines, start nothing'
+complete -c memscaler -n '__memscaler_at serve' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at serve' -s h -l help -d 'Show this message and exit'
 
 # memscaler gpus
 complete -c memscaler -n '__memscaler_at gpus' -l config -r -F -d 'Configuration file'
@@ -265,6 +358,169 @@ complete -c memscaler -n '__memscaler_at reload' -l runtime-dir -x -a '(__fish_c
 complete -c memscaler -n '__memscaler_at reload' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this message and exit'
 
+# memscaler servers
+complete -c memscaler -n '__memscaler_at servers' -a list -d 'Show the servers: states, ports, GPUs, restarts.'
+complete -c memscaler -n '__memscaler_at servers' -a show -d 'Show all about one server.'
+complete -c memscaler -n '__memscaler_at servers' -a logs -d 'Show what a server writes.'
+complete -c memscaler -n '__memscaler_at servers' -a apply -d 'Make what runs like the descriptions: only what differs.'
+complete -c memscaler -n '__memscaler_at servers' -a reload -d 'Read the descriptions anew, and say what differs.'
+complete -c memscaler -n '__memscaler_at servers' -a start -d 'Start servers, also those that failed.'
+complete -c memscaler -n '__memscaler_at servers' -a stop -d 'Stop servers until somebody starts them.'
+complete -c memscaler -n '__memscaler_at servers' -a restart -d 'Stop servers and start them again.'
+complete -c memscaler -n '__memscaler_at servers' -a enable -d 'Start servers, now and whenever the supervisor starts.'
+complete -c memscaler -n '__memscaler_at servers' -a disable -d 'Stop servers, and leave them so.'
+complete -c memscaler -n '__memscaler_at servers' -a import -d 'Turn gppm\'s YAML files into descriptions.'
+complete -c memscaler -n '__memscaler_at servers' -a run -d 'The supervisor: start the servers, and keep them running.'
+complete -c memscaler -n '__memscaler_at servers' -s h -l help -d 'Show this message and exit'
+
+# memscaler servers list
+complete -c memscaler -n '__memscaler_at servers list' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers list' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at servers list' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers list' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers list' -s h -l help -d 'Show this message and exit'
+
+# memscaler servers show
+complete -c memscaler -n '__memscaler_at servers show' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers show' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers show' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers show' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers show' -x
+
+# memscaler servers logs
+complete -c memscaler -n '__memscaler_at servers logs' -s n -l lines -x -d 'How many of the last lines'
+complete -c memscaler -n '__memscaler_at servers logs' -s f -l follow -d 'Go on with what comes, until Ctrl-C'
+complete -c memscaler -n '__memscaler_at servers logs' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers logs' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers logs' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers logs' -x
+
+# memscaler servers apply
+complete -c memscaler -n '__memscaler_at servers apply' -l dry-run -d 'Tell what differs and change nothing'
+complete -c memscaler -n '__memscaler_at servers apply' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers apply' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers apply' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers apply' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers apply' -s h -l help -d 'Show this message and exit'
+
+# memscaler servers reload
+complete -c memscaler -n '__memscaler_at servers reload' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers reload' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers reload' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers reload' -s h -l help -d 'Show this message and exit'
+
+# memscaler servers start
+complete -c memscaler -n '__memscaler_at servers start' -l all -d 'All servers'
+complete -c memscaler -n '__memscaler_at servers start' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers start' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers start' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers start' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers start' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers start' -x
+
+# memscaler servers stop
+complete -c memscaler -n '__memscaler_at servers stop' -l all -d 'All servers'
+complete -c memscaler -n '__memscaler_at servers stop' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers stop' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers stop' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers stop' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers stop' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers stop' -x
+
+# memscaler servers restart
+complete -c memscaler -n '__memscaler_at servers restart' -l all -d 'All servers'
+complete -c memscaler -n '__memscaler_at servers restart' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers restart' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers restart' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers restart' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers restart' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers restart' -x
+
+# memscaler servers enable
+complete -c memscaler -n '__memscaler_at servers enable' -l all -d 'All servers'
+complete -c memscaler -n '__memscaler_at servers enable' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers enable' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers enable' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers enable' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers enable' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers enable' -x
+
+# memscaler servers disable
+complete -c memscaler -n '__memscaler_at servers disable' -l all -d 'All servers'
+complete -c memscaler -n '__memscaler_at servers disable' -l no-wait -d 'Do not wait until the servers are ready, or failed'
+complete -c memscaler -n '__memscaler_at servers disable' -l user -x -d 'Of this user\'s supervisor'
+complete -c memscaler -n '__memscaler_at servers disable' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Of the supervisor'
+complete -c memscaler -n '__memscaler_at servers disable' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers disable' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers disable' -x
+
+# memscaler servers import
+complete -c memscaler -n '__memscaler_at servers import' -s o -l output -x -a '(__fish_complete_directories)' -d 'Where the files go'
+complete -c memscaler -n '__memscaler_at servers import' -l dry-run -d 'Print the files and write none'
+complete -c memscaler -n '__memscaler_at servers import' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at servers import' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at servers import' -r -F
+
+# memscaler servers run
+complete -c memscaler -n '__memscaler_at servers run' -l user -x -d 'Run the servers that are described with this user'
+complete -c memscaler -n '__memscaler_at servers run' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at servers run' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at servers run' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Control socket and report'
+complete -c memscaler -n '__memscaler_at servers run' -l log-format -x -a 'auto console json' -d 'auto: console on a terminal, else json'
+complete -c memscaler -n '__memscaler_at servers run' -l log-level -x -a 'debug info warning error' -d 'The least that is logged'
+complete -c memscaler -n '__memscaler_at servers run' -s h -l help -d 'Show this message and exit'
+
+# memscaler plan
+complete -c memscaler -n '__memscaler_at plan' -l model -r -F -d 'The same as the argument, for who is used to llama-server\'s'
+complete -c memscaler -n '__memscaler_at plan' -s c -l ctx-size -l n-ctx -x -d 'Tokens of all slots'
+complete -c memscaler -n '__memscaler_at plan' -l parallel -l slots -x -d 'Requests at once'
+complete -c memscaler -n '__memscaler_at plan' -l cache-type-k -x -a 'f16 q8_0 q4_0' -d 'Of keys: f16, q8_0, q4_0, ..'
+complete -c memscaler -n '__memscaler_at plan' -l cache-type-v -x -a 'f16 q8_0 q4_0' -d 'Of values'
+complete -c memscaler -n '__memscaler_at plan' -l batch -l batch-size -x -d 'Logical batch'
+complete -c memscaler -n '__memscaler_at plan' -l ubatch -l ubatch-size -x -d 'Physical batch'
+complete -c memscaler -n '__memscaler_at plan' -l flash-attn -x -a 'on off auto' -d 'Default: auto'
+complete -c memscaler -n '__memscaler_at plan' -l mmproj -r -F -d 'The multimodal projector\'s file'
+complete -c memscaler -n '__memscaler_at plan' -l swa-full -d 'A full-size cache in layers with a sliding window, too'
+complete -c memscaler -n '__memscaler_at plan' -l no-kv-offload -d 'The KV cache stays on the CPU'
+complete -c memscaler -n '__memscaler_at plan' -l n-gpu-layers -l ngl -x -d 'Layers on GPUs, of which the output is one'
+complete -c memscaler -n '__memscaler_at plan' -l n-cpu-moe -x -d 'The experts of the first N layers stay on the CPU'
+complete -c memscaler -n '__memscaler_at plan' -l devices -x -a '(__memscaler_gpus)' -d 'Only these: gpu0 or 0, a beginning of a UUID, a PCI address'
+complete -c memscaler -n '__memscaler_at plan' -l device-order -x -a 'free_desc total_desc index' -d 'Which is filled first: free_desc, total_desc or index'
+complete -c memscaler -n '__memscaler_at plan' -l reserve-mib -x -a '24GiB' -d 'Left free on every GPU, in MiB or with a unit'
+complete -c memscaler -n '__memscaler_at plan' -l min-budget-mib -x -a '24GiB' -d 'A GPU with less than this above its reserve is not used'
+complete -c memscaler -n '__memscaler_at plan' -l gpu -x -a '24GiB' -d 'Plan for an empty GPU of this size, for example 24GiB, not for those of this machine'
+complete -c memscaler -n '__memscaler_at plan' -l fit-params -r -F -d 'llama.cpp\'s own llama-fit-params, to be asked first; auto: if it is installed; off'
+complete -c memscaler -n '__memscaler_at plan' -l force -d 'What does not fit whole: with fewer layers, or experts on the CPU'
+complete -c memscaler -n '__memscaler_at plan' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at plan' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at plan' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at plan' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at plan' -r -F
+
+# memscaler analyze
+complete -c memscaler -n '__memscaler_at analyze' -l model -r -F -d 'The same as the argument, for who is used to llama-server\'s'
+complete -c memscaler -n '__memscaler_at analyze' -s c -l ctx-size -l n-ctx -x -d 'Tokens of all slots'
+complete -c memscaler -n '__memscaler_at analyze' -l parallel -l slots -x -d 'Requests at once'
+complete -c memscaler -n '__memscaler_at analyze' -l cache-type-k -x -a 'f16 q8_0 q4_0' -d 'Of keys: f16, q8_0, q4_0, ..'
+complete -c memscaler -n '__memscaler_at analyze' -l cache-type-v -x -a 'f16 q8_0 q4_0' -d 'Of values'
+complete -c memscaler -n '__memscaler_at analyze' -l batch -l batch-size -x -d 'Logical batch'
+complete -c memscaler -n '__memscaler_at analyze' -l ubatch -l ubatch-size -x -d 'Physical batch'
+complete -c memscaler -n '__memscaler_at analyze' -l flash-attn -x -a 'on off auto' -d 'Default: auto'
+complete -c memscaler -n '__memscaler_at analyze' -l mmproj -r -F -d 'The multimodal projector\'s file'
+complete -c memscaler -n '__memscaler_at analyze' -l swa-full -d 'A full-size cache in layers with a sliding window, too'
+complete -c memscaler -n '__memscaler_at analyze' -l no-kv-offload -d 'The KV cache stays on the CPU'
+complete -c memscaler -n '__memscaler_at analyze' -l devices -x -a '(__memscaler_gpus)' -d 'Only these: gpu0 or 0, a beginning of a UUID, a PCI address'
+complete -c memscaler -n '__memscaler_at analyze' -l device-order -x -a 'free_desc total_desc index' -d 'Which is filled first: free_desc, total_desc or index'
+complete -c memscaler -n '__memscaler_at analyze' -l reserve-mib -x -a '24GiB' -d 'Left free on every GPU, in MiB or with a unit'
+complete -c memscaler -n '__memscaler_at analyze' -l min-budget-mib -x -a '24GiB' -d 'A GPU with less than this above its reserve is not used'
+complete -c memscaler -n '__memscaler_at analyze' -l gpu -x -a '24GiB' -d 'Plan for an empty GPU of this size, for example 24GiB, not for those of this machine'
+complete -c memscaler -n '__memscaler_at analyze' -l layers -d 'List every layer'
+complete -c memscaler -n '__memscaler_at analyze' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at analyze' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at analyze' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at analyze' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at analyze' -r -F
+
 # memscaler setup
 complete -c memscaler -n '__memscaler_at setup' -l dry-run -d 'Tell every step and change nothing'
 complete -c memscaler -n '__memscaler_at setup' -l discover -d 'Into a new configuration: watch every LLM server that comes'
@@ -341,4 +597,4 @@ complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show th
 
 # memscaler help
 complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at help' -x -a 'run gpus ports restore status top verify report hold unhold park pause resume release reload setup doctor calibrate config help'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help'

@@ -14,11 +14,12 @@ import argparse
 import hashlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memscaler.config.schema import OPTIONS
+from memscaler.config.server_keys import HOOK_KEYS, KEYS, Key
 
 if TYPE_CHECKING:
     from tools.commands import Argument, Command, Option
@@ -79,6 +80,22 @@ def settings() -> str:
     return "\n".join(_settings())
 
 
+def servers() -> str:
+    """Every key of a [[server]] table."""
+    return "\n".join(_keys(KEYS))
+
+
+def hooks() -> str:
+    """Every key of a [[server.hook]] table."""
+    return "\n".join(_keys(HOOK_KEYS))
+
+
+def _keys(keys: Iterable[Key]) -> Iterator[str]:
+    for key in keys:
+        default = f" Default: **{key.default}**." if key.default else ""
+        yield f"**{key.key}**\n: {key.help}{default}\n"
+
+
 def overhead() -> str:
     """Figures of bench/README.md."""
     figures = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
@@ -94,6 +111,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "synopsis": synopsis,
     "commands": commands,
     "settings": settings,
+    "servers": servers,
+    "hooks": hooks,
     "overhead": overhead,
 }
 FIGURES = {

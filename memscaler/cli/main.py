@@ -18,6 +18,7 @@ from memscaler.cli.quick import convert_quickly
 # Afterwards `make generate` writes the shell completion and the manual anew; a test compares them.
 COMMANDS = {
     "run": Entry("memscaler.cli.run:run", "Park quiet GPUs, wake them when a client connects."),
+    "serve": Entry("memscaler.cli.serve:serve", "Serve a model, planned and governed, until Ctrl-C.", "ServeCommand"),
     "gpus": Entry("memscaler.cli.gpus:gpus", "Show the GPUs and what parking would do."),
     "ports": Entry("memscaler.cli.ports:ports", "Show the servers that listen, their GPUs, and what is watched."),
     "restore": Entry("memscaler.cli.restore:restore", "Wake what a memscaler that is gone left parked."),
@@ -32,6 +33,9 @@ COMMANDS = {
     "resume": Entry("memscaler.cli.steer:resume", "Govern again, after pause or release."),
     "release": Entry("memscaler.cli.steer:release", "Let go of the driver, for its upgrade."),
     "reload": Entry("memscaler.cli.steer:reload", "Read the configuration anew."),
+    "servers": Entry("memscaler.cli.servers.group:app", "Run model servers as described, and steer them by name."),
+    "plan": Entry("memscaler.cli.planning.plan:plan", "Plan where models go on the GPUs, and what fits."),
+    "analyze": Entry("memscaler.cli.planning.analyze:analyze", "Show what a model file needs in memory."),
     "setup": Entry("memscaler.cli.setup:setup", "Make a service of this installation, and remove it again."),
     "doctor": Entry("memscaler.cli.doctor:doctor", "Check whether this machine has what it takes, and what to do."),
     "calibrate": Entry("memscaler.cli.calibrate:calibrate", "Measure what parking saves and costs on this machine."),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -189,6 +190,42 @@ def test_check_of_files_that_cannot_be_read(folder):
     file.write_text("discover = true\n")
     file.chmod(0o600)
     assert config("check", str(file), nobody=True).returncode == 4
+
+
+SERVERS = """\
+[[server]]
+name = "chat"
+command = "llama-server --port 8080 --api-key sesame"
+gpus = ["gpu0"]
+environment = {HF_TOKEN = "sesame"}
+"""
+
+
+def test_servers(folder):
+    """They are counted and shown without their secrets, by nobody as by root; their mistakes are found in every file."""
+    file = folder / "config.toml"
+    file.write_text(SERVERS)
+    (folder / "servers.d").mkdir()
+    gppm = folder / "servers.d" / "old.yaml"
+    gppm.write_text("- name: balancer\n  enabled: True\n  command: paddler balancer\n")
+    result = config("check", str(file), nobody=True)
+    assert result.returncode == 0
+    assert result.stdout == f"{file}, {gppm}: good, 2 servers, 1 watched port\n"
+    assert f"{gppm}:1: server balancer: no port is known, so nothing watches it" in result.stderr
+    result = config("show", "--config", str(file), "--origin")
+    assert result.returncode == 0
+    assert "sesame" not in result.stdout
+    assert re.search(rf'^server.chat.environment = \["HF_TOKEN"\]\s+\({file}:1\)$', result.stdout, re.MULTILINE)
+    assert re.search(rf'^watch.8080 += \["gpu0"\]\s+\({file}:1\)$', result.stdout, re.MULTILINE)
+    gppm.write_text("- name: chat\n  enabled: True\n  comand: llama-server --port 8080\n")
+    (folder / "servers.d" / "two.toml").write_text('command = "llama-server --port 8080"\n')
+    result = config("check", str(file), "--json")
+    assert result.returncode == 78
+    assert json.loads(result.stdout)["problems"] == [
+        f"{gppm}:3: unknown key 'comand' (did you mean 'command'?)",
+        f"{gppm}:1: command is empty",
+        f"{folder}/servers.d/two.toml:1: port 8080 of server two is that of server chat (in {file}:1)",
+    ]
 
 
 def test_variables():

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.core.servers import ServerReport, ServerState
 from memscaler.daemon.requests import Status
 from tests.asked import STATUS, answering
 from tests.cli.commands import ENVIRON, command, memscaler
 from tests.governor import connect, eventually, governing, listener, port_of
+from tests.supervisors import tell
 
 BUSY = {
     **STATUS,
@@ -168,6 +170,58 @@ def test_status_for_people(folder, loop):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == EXPECTED
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+SERVERS = [
+    {
+        "name": "chat",
+        "user": "memscaler-servers",
+        "state": "ready",
+        "since_s": 7200.0,
+        "supervised": True,
+        "pid": 31,
+        "port": 8080,
+        "gpus": ["gpu0", "gpu1"],
+        "model": "/m.gguf",
+        "restarts": 1,
+        "reason": "",
+        "ended": "SIGKILL",
+        "starts_in_s": None,
+    }
+]
+SERVERS += [
+    {
+        **SERVERS[0],
+        "name": "a-name-as-long-as-a-name-of-a-server-can-be.which-is-63-letters",
+        "state": "waiting",
+        "port": None,
+        "gpus": ["GPU-8f3a1c52-0000-4000-8000-000000000001"],
+        "reason": "it ended with exit status 1.",
+        "starts_in_s": 7.6,
+    },
+    {**SERVERS[0], "name": "old", "supervised": False, "gpus": []},
+]
+OF_SERVERS = """\
+SERVER                      STATE    SINCE  PORT  GPUS       RESTARTS
+chat                        ready    2h     8080  gpu0,gpu1  1
+a-name-as-long-as-a-nam...  waiting  2h     -     1 GPU      1
+old                         unknown  2h     8080  -          1
+
+      a-name-as-long-as-a-name-of-a-server-can-be.which-is-63-letters: it ended
+        with exit status 1; is started again in 8s
+      old: its supervisor has ended; it was ready
+"""
+
+
+def test_servers_for_people(folder, loop):
+    """A table of those that supervisors keep running, and why they do not; hostile names are text."""
+    loop.answer = lambda _: {**BUSY, "servers": SERVERS}
+    result = memscaler(folder, "status")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert OF_SERVERS in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    loop.answer = lambda _: hostile({**BUSY, "servers": SERVERS})
+    assert all(char.isprintable() or char == "\n" for char in memscaler(folder, "status").stdout)
 
 
 @pytest.mark.parametrize(
@@ -418,10 +472,12 @@ def keys_of(value: object, where: str = "") -> set[str]:
 
 def test_the_keys_of_the_document(tmp_path):
     """Are those of the golden file, as a real daemon answers. MEMSCALER_UPDATE_GOLDEN=1 writes it anew."""
+    running = tmp_path / "memscaler"
+    tell(tmp_path, [ServerReport("chat", ServerState.READY, time.time(), 1, 8080, ("GPU-1",))])
     with (
         listener() as server,
         governing(
-            tmp_path,
+            running,
             "a40,a40,p40",
             "--port",
             f"{port_of(server)}:gpu0,gpu1",
@@ -433,13 +489,13 @@ def test_the_keys_of_the_document(tmp_path):
     ):
         boards = governor.driver.boards
         eventually(lambda: boards[1].is_slow)
-        assert memscaler(tmp_path, "hold", "gpu0", "--for", "1h", "--reason", "x").returncode == 0
-        eventually(lambda: "gpu1  parked" in memscaler(tmp_path, "status").stdout, within_s=30)
-        document = json.loads(memscaler(tmp_path, "status", "--json").stdout)
+        assert memscaler(running, "hold", "gpu0", "--for", "1h", "--reason", "x").returncode == 0
+        eventually(lambda: "gpu1  parked" in memscaler(running, "status").stdout, within_s=30)
+        document = json.loads(memscaler(running, "status", "--json").stdout)
         with connect(server):
             eventually(lambda: not boards[1].is_slow)
             assert re.search(
-                rf"^{port_of(server)} +host .* 1 +0 +now$", memscaler(tmp_path, "status").stdout, re.MULTILINE
+                rf"^{port_of(server)} +host .* 1 +0 +now$", memscaler(running, "status").stdout, re.MULTILINE
             )
         assert governor.stop() == 0
     found = "".join(f"{key}\n" for key in sorted(keys_of(document)))

@@ -205,6 +205,42 @@ def test_many_gpus_on_small_and_large_screens(folder):
         assert terminal.is_sane()
 
 
+def test_servers(folder):
+    """Below the GPU, with why they do not run; on a small screen the troubled ones first, or none."""
+    one = {
+        "name": "s0",
+        "user": "alice",
+        "state": "ready",
+        "since_s": 60.0,
+        "supervised": True,
+        "pid": 1,
+        "port": 8080,
+        "gpus": [],
+        "model": "",
+        "restarts": 0,
+        "reason": "",
+        "ended": "",
+        "starts_in_s": None,
+    }
+    failed = {**one, "name": "bad\x1b[2J", "state": "failed", "restarts": 5, "reason": "exit status 1", "port": None}
+    servers = [*({**one, "name": f"s{number}"} for number in range(12)), failed]
+    with answering(folder) as loop, screen(folder, columns=100, rows=50) as terminal:
+        loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "servers": [*servers[:2], failed]}
+        terminal.start(folder)
+        terminal.wait_for("^  SERVER +STATE +SINCE +PORT +RESTARTS$")
+        terminal.wait_for(r"^  s1 +ready +1m +8080 +0$")
+        terminal.wait_for(r"^  bad\?\[2J +failed +1m +- +5 +exit status 1$")
+        loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "servers": servers}
+        terminal.wait_for(r"RESTARTS  \(\+5\)$")
+        assert terminal.shows(r"^  bad\?\[2J +failed ")
+        for columns, rows in ((40, 12), (20, 5), (80, 24)):
+            terminal.resize(columns, rows)
+            eventually(lambda: len(terminal.text().splitlines()) == rows)
+        terminal.wait_for(r"^  bad\?\[2J +failed ")
+        terminal.type("q")
+        terminal.wait_for("^exit=0$")
+
+
 def test_who_may_only_look(folder):
     """A refusal stands in the line of messages."""
     with answering(folder) as loop, screen(folder) as terminal:

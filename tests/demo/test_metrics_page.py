@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from memscaler.core.model import Public
+from memscaler.core.servers import ServerState
 from memscaler.observe.specs import PORT, SPECS, WAKE_LATENCY_BUCKETS_S
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -13,7 +15,7 @@ and labels are a contract ([why](adr/0003-metric-names-are-a-contract.md)). This
 `memscaler/observe/specs.py`; a test compares them. How to scrape, alerts and a dashboard: [monitoring.md](monitoring.md).
 
 *per GPU*: labels `gpu` (index), `UUID`, `pci_bus_id`, `model_name`, `hostname`. *per port*: labels `port`, `scope`.
-States: awake, cooling, parked, held, unmanaged.
+States of a GPU: {gpu_states}; of a server: {server_states}.
 """
 TAIL = """
 Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
@@ -34,6 +36,11 @@ Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
 
     # a GPU that needs an operator
     memscaler_gpu_state{{state="unmanaged"}} == 1
+
+    # watts of the GPUs behind a server
+    memscaler_server_info * on (instance, port) group_right (server) (
+      memscaler_port_gpu_info * on (instance, UUID) group_left () memscaler_gpu_power_watts
+    )
 """
 
 
@@ -51,7 +58,8 @@ def row(spec):
 def page():
     buckets = ", ".join(f"{bound:g}" for bound in WAKE_LATENCY_BUCKETS_S)
     table = ["| metric | type | labels | meaning |", "|---|---|---|---|", *map(row, SPECS)]
-    return HEAD + "\n" + "\n".join(table) + "\n" + TAIL.format(buckets=buckets)
+    states = {"gpu_states": ", ".join(Public), "server_states": ", ".join(ServerState)}
+    return HEAD.format(**states) + "\n" + "\n".join(table) + "\n" + TAIL.format(buckets=buckets)
 
 
 def test_the_page_is_current():

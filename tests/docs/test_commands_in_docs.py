@@ -27,6 +27,7 @@ def lines(page):
         yield line.partition(" ")[2]
 
 
+NAMES = {command.path for command in tree().walk()}  # a page may name one without its arguments
 SPOKEN = sorted({(str(page.relative_to(ROOT)), line) for page in PAGES for line in lines(page)} - {("", "")})
 
 
@@ -62,6 +63,8 @@ def test_every_command_line_is_understood(page, line):
     if line in MESSAGES:
         return
     for each in line.split(", ") if "-" not in line else [line]:  # "pause, resume"
+        if each in NAMES:
+            continue
         if SYNOPSIS.search(each):
             assert names(each) == []
         else:
