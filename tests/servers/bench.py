@@ -99,7 +99,6 @@ class Bench:
         """more: for memscaler.servers.run.run."""
         assert self.process is None or self.process.poll() is not None
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MEMSCALER_")}
-        before = _inode(self.folder / "run/servers.json")
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(**more),
@@ -114,7 +113,9 @@ class Bench:
 
         def there() -> bool:
             assert process.poll() is None, self.said()
-            return _inode(self.folder / "run/servers.json") not in (None, before)
+            with contextlib.suppress(FileNotFoundError):
+                return bool(json.loads((self.folder / "run/servers.json").read_text())["pid"] == process.pid)
+            return False
 
         eventually(there, what=self.said)
         return process
@@ -240,13 +241,6 @@ def eventually(holds: Callable[[], Any], within_s: float = 30.0, what: Callable[
         assert time.monotonic() < end, what()
         time.sleep(0.02)
     return found
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def _table(name: str, values: dict[str, Any]) -> str:
