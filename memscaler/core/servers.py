@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 SCHEMA = 1
+SUPERVISOR = "memscaler-servers"  # its unit, the user of that, and how its directories begin
 REPORT = "servers.json"  # in the supervisor's runtime directory, readable by all
 
 

@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from memscaler.core.servers import REPORT, SCHEMA, ServerReport, ServerState, Supervised, SupervisorReport
+from memscaler.core.servers import REPORT, SCHEMA, SUPERVISOR, ServerReport, ServerState, Supervised, SupervisorReport
 
 ROOT = Path("/run")
-FOLDER = "memscaler-servers"  # how those of units begin; below user/UID of who runs one by hand
+FOLDER = SUPERVISOR  # how those of units begin; below user/UID of who runs one by hand
 MOST_BYTES = 256 << 10
 MOST_SUPERVISORS = 64
 MOST_SERVERS = 256

@@ -6,11 +6,11 @@ a server other than the one that was asked for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memscaler.config.near import nearest
 from memscaler.core.errors import UsageError
 
 Fields = dict[str, object]  # of xllamacpp.CommonParams, by their dotted names
@@ -271,6 +271,6 @@ def _unknown(word: str) -> UsageError:
         return UsageError(f"{word}: a flag and its value are two words", hint=f"{name} {word.partition('=')[2]}")
     if not word.startswith("-"):
         return UsageError(f"{word!r} is no flag", hint=HINT)
-    near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}?" if near else f"install llama-server for all of its flags; {HINT}"
+    near = nearest(name, BY_NAME, likely=0.7)
+    hint = f"did you mean {near}?" if near else f"install llama-server for all of its flags; {HINT}"
     return UsageError(f"unknown flag: {word}", hint=hint)

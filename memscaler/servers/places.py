@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME = "memscaler-servers"
+from memscaler.core.servers import SUPERVISOR
+
+NAME = SUPERVISOR
 USER = NAME  # of the unit that runs the servers without a user of their own
 SOCKET = "control.sock"  # in the runtime directory
 IDENTIFIER = "memscaler-"  # and a server's name: what its lines are marked with in the journal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 from memscaler.cli.client import Asker, Document
 from memscaler.cli.output import plain
+from memscaler.config.near import nearest
 from memscaler.core.errors import DaemonNotRunning, MemscalerError, PermissionMissing, UsageError
 from memscaler.servers import places
 
@@ -158,7 +158,7 @@ def _names(reports: Iterable[Report]) -> list[str]:
 
 def unknown(name: str, known: Sequence[str]) -> UsageError:
     """There is no such server."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     listed = ", ".join(map(plain, known)) or "none; describe one and run `memscaler servers apply`"
-    hint = f"did you mean {plain(near[0])}?" if near else f"known: {listed}"
+    hint = f"did you mean {plain(near)}?" if near else f"known: {listed}"
     return UsageError(f"no such server: {plain(name)!r}", hint=hint)

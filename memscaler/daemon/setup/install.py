@@ -15,6 +15,7 @@ from pathlib import Path
 from memscaler.config.load import Examined, examine
 from memscaler.config.schema import Settings
 from memscaler.core.errors import ConfigError, DaemonNotRunning, MemscalerError, Unavailable
+from memscaler.core.servers import SUPERVISOR
 from memscaler.daemon import systemd
 from memscaler.daemon.doctor import kernel, units
 from memscaler.daemon.doctor.context import Context
@@ -26,7 +27,7 @@ from memscaler.daemon.setup.manifest import Manifest, checksum
 from memscaler.daemon.setup.steps import Plan, Step
 
 GROUP = "memscaler"
-SERVERS_USER = "memscaler-servers"
+SERVERS_USER = SUPERVISOR
 SAFE = (
     "install it where only root may write: sudo PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install "
     "memscaler; then sudo /usr/local/bin/memscaler setup"
