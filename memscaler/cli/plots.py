@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memscaler.adding import how_to_add
 from memscaler.core.errors import MemscalerError, UsageError
 from memscaler.files import write_own
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDED = "matplotlib>=3.8"
-INSTALL = f"{sys.executable} -m pip install '{NEEDED}'"
+INSTALL = how_to_add(NEEDED) or "install memscaler with pipx instead (docs/install.md): its package takes none"
 FORMATS = (".svg", ".png")
 # Each colour once: on a page they become its variables of these names, and follow its light and dark.
 COLOURS = {

@@ -154,6 +154,17 @@ def require_room(devices: Sequence[Device], budget: Budget) -> None:
     )
 
 
+def refuse_reserve(devices: Sequence[Device], budget: Budget) -> None:
+    """Raise UsageError for a reserve, more than the usual, that takes all of every GPU, however empty."""
+    largest = max(devices, key=lambda gpu: gpu.total_bytes, default=None)
+    if largest is not None and budget.reserve_bytes >= max(largest.total_bytes, GIB + 1):
+        raise UsageError(
+            f"--reserve-mib: {size(budget.reserve_bytes)} of each GPU are reserved, and that is all: "
+            f"gpu{largest.index} has {size(largest.total_bytes)}",
+            hint="lower --reserve-mib; 1024 is usual",
+        )
+
+
 def _budget_bytes(gpu: Device, budget: Budget) -> int:
     left = gpu.free_bytes - budget.reserve_bytes
     return left if left >= max(budget.minimum_bytes, 1) else 0

@@ -26,7 +26,7 @@ MODEL_HINT = "name the model's own .gguf file"
 def read_model(path: Path, projector: Path | None = None) -> Model:
     """The model in a GGUF file, or in the parts of which one is named. projector: its mmproj file.
 
-    Raise ModelFileError for what is no such file, and Unavailable without the library.
+    Raise ModelFileError for what is no such file.
     """
     headers = _parts(Path(path))
     first = headers[0]

@@ -1,23 +1,27 @@
 """The header of one GGUF file: what it says of itself, and where its tensors are. Reads nothing else of the file.
 
-The names, numbers and sizes come from the official `gguf` library; the bytes are read here. Its GGUFReader makes a
-NumPy array of every token of the vocabulary (for 150 000 tokens with their merges: 15 s and 500 MB, this one 0.1 s),
-trusts every count in the file (2^40 of something is a loop that ends with the memory), and answers a file that was cut
-off with whatever NumPy says. A subclass would have to replace all of its reading.
+The names, numbers and sizes come from the official `gguf` library, or from constants.py, which has them from there;
+the bytes are read here. Its GGUFReader makes a NumPy array of every token of the vocabulary (for 150 000 tokens with
+their merges: 15 s and 500 MB, this one 0.1 s), trusts every count in the file (2^40 of something is a loop that ends
+with the memory), and answers a file that was cut off with whatever NumPy says. A subclass would have to replace all of
+its reading.
 
 Strings in arrays (the vocabulary) are stepped over; arrays of numbers are kept up to one per layer.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import struct
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from memscaler.core.errors import MemscalerError, Unavailable
+from memscaler.core.errors import MemscalerError
+from memscaler.planner import constants
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,7 +37,6 @@ MOST_KEPT = 4096  # of an array
 MOST_STRING_BYTES = 64 << 20  # a chat template; a whole tokenizer
 DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
 
-INSTALL = f"{sys.executable} -m pip install 'gguf>=0.10' (the official reader's library)"
 AGAIN = "download it again, and compare its size and checksum with those at its source"
 
 _CHUNK_BYTES = 1 << 20
@@ -44,8 +47,9 @@ _TRUE_SIZES = {9: (32, 36)}  # Q8_1: two halves and 32 bytes; the library counts
 
 
 class ModelFileError(MemscalerError):
-    """A file that is no model, or a damaged one."""
+    """A file that is not there, no model, or a damaged one."""
 
+    exit_code = 2  # a wrong argument
     hint = AGAIN
 
 
@@ -82,25 +86,32 @@ def shown(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text[:80])
 
 
+@cache
 def library() -> ModuleType:
-    """The official library. Raise Unavailable when it is not installed."""
-    try:
-        import gguf.constants
-    except ImportError as err:
-        raise Unavailable(
-            "reading a model takes the Python package gguf, which is not installed", hint=INSTALL
-        ) from err
-    return gguf.constants
+    """The official library's constants, where it is installed, else our copy of them.
+
+    Its `gguf.constants` alone: the package around it imports NumPy, which it may have been installed without.
+    """
+    found = None
+    with suppress(ImportError, ValueError):  # ValueError: somebody has put a module there that has no spec
+        found = importlib.util.find_spec("gguf")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        spec = importlib.util.spec_from_file_location("_memscaler_gguf_constants", Path(folder, "constants.py"))
+        if spec is not None and spec.loader is not None and Path(folder, "constants.py").is_file():
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    return constants
 
 
 def read_header(path: Path) -> Header:
-    """Read it. Raise ModelFileError for what is no model, or cut off, and Unavailable without the library."""
-    constants = library()
+    """Read it. Raise ModelFileError for what is no model, or cut off."""
+    known = library()
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return _read(path, _Cursor(path, file, size), constants)
+            return _read(path, _Cursor(path, file, size), known)
     except OSError as err:
         hint = "name a .gguf file that this user can read"
         raise ModelFileError(f"{path}: {err.strerror or err}", hint=hint) from err
@@ -186,8 +197,8 @@ class _Cursor:
             raise ModelFileError(f"{self.path}: cut off at {here + len(self._buffer)} bytes while it was read")
 
 
-def _read(path: Path, cursor: _Cursor, constants: ModuleType) -> Header:
-    version = _version(cursor, constants)
+def _read(path: Path, cursor: _Cursor, known: ModuleType) -> Header:
+    version = _version(cursor, known)
     tensors = cursor.count("tensors", MOST_TENSORS, each_bytes=24)
     fields = cursor.count("fields", MOST_FIELDS, each_bytes=13)
     found: dict[str, Value] = {}
@@ -196,19 +207,19 @@ def _read(path: Path, cursor: _Cursor, constants: ModuleType) -> Header:
         key = cursor.text("a field's name", MOST_NAME_BYTES)
         found[key] = _value(cursor, key, counts)
     raw = [_tensor(cursor) for _ in range(tensors)]
-    alignment = found.get(constants.Keys.General.ALIGNMENT, constants.GGUF_DEFAULT_ALIGNMENT)
+    alignment = found.get(known.Keys.General.ALIGNMENT, known.GGUF_DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise ModelFileError(f"{path}: damaged: an alignment of {alignment!r} bytes")
     start = -(-cursor.offset // alignment) * alignment
-    sized, unsized = _sized(path, raw, max(0, cursor.size - start), constants)
+    sized, unsized = _sized(path, raw, max(0, cursor.size - start), known)
     return Header(path, version, found, counts, sized, start, cursor.size, unsized)
 
 
-def _version(cursor: _Cursor, constants: ModuleType) -> int:
+def _version(cursor: _Cursor, known: ModuleType) -> int:
     if cursor.size < _LEAST_BYTES:
         raise ModelFileError(f"{cursor.path}: {cursor.size} bytes are no model")
     magic = cursor.number("<I")
-    if magic != constants.GGUF_MAGIC:
+    if magic != known.GGUF_MAGIC:
         raise ModelFileError(
             f"{cursor.path}: not a GGUF file", hint="convert it with llama.cpp's convert_hf_to_gguf.py, or get its GGUF"
         )
@@ -271,11 +282,11 @@ def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _sized(
-    path: Path, raw: list[tuple[str, tuple[int, ...], int, int]], room: int, constants: ModuleType
+    path: Path, raw: list[tuple[str, tuple[int, ...], int, int]], room: int, known: ModuleType
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
     """The tensors with their sizes, and the names of those whose type is unknown."""
-    names = {each.value: each.name for each in constants.GGMLQuantizationType}
-    blocks = {kind.value: size for kind, size in constants.GGML_QUANT_SIZES.items()} | _TRUE_SIZES
+    names = {each.value: each.name for each in known.GGMLQuantizationType}
+    blocks = {kind.value: size for kind, size in known.GGML_QUANT_SIZES.items()} | _TRUE_SIZES
     starts = sorted({offset for *_, offset in raw} | {room})
     after = dict(pairwise(starts))
     tensors, unsized, seen = [], [], set[str]()

@@ -19,7 +19,7 @@ from memscaler.core.errors import MemscalerError
 from memscaler.planner import rule, visible
 from memscaler.planner.devices import Budget, Device, Offer, offers
 from memscaler.planner.load import Load
-from memscaler.planner.sizes import more
+from memscaler.planner.sizes import more, shortfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,14 @@ class Shortfall:
     best: Placement
     remedies: tuple[Remedy, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def split_bytes(self) -> int:
+        """What the budgets lose to whole layers and to a buffer for every GPU: one large GPU would lose nothing."""
+        return max(0, self.missing_bytes - self.needed_bytes + self.budget_bytes)
+
+    def __str__(self) -> str:
+        return shortfall(self.missing_bytes, self.budget_bytes, self.split_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def _advised(
     note = f"memscaler's own figures would let it fit; {Path(adviser.program).name} says that it does not"
     left = load.output_bytes + sum(layer.weight_bytes + layer.context_bytes for layer in load.layers)
     left -= sum(share.weight_bytes + share.context_bytes for share in made.shares)
-    total = sum(share.used_bytes for share in ours.shares)
+    total = left + sum(share.used_bytes for share in made.shares)
     return Shortfall(left, total, sum(offer.budget_bytes for offer in usable), made, notes=(note,))
 
 

@@ -50,6 +50,21 @@ def size(amount_bytes: float) -> str:
     return f"{mib:.0f} MiB" if abs(mib) >= 10 else f"{mib:.1f} MiB"  # noqa: PLR2004  # two digits that count
 
 
+def shortfall(missing_bytes: int, budget_bytes: int, split_bytes: int) -> str:
+    """What is missing, rounded up, of what is needed and there: numbers of one unit, of which the sum is right.
+
+    split_bytes: what the budgets lose because a model is cut into whole layers, and each GPU computes in a buffer.
+    """
+    unit, name, digits = (GIB / 10, "GiB", 1) if missing_bytes >= GIB else (MIB, "MiB", 0)
+    missing, budget, split = math.ceil(missing_bytes / unit), round(budget_bytes / unit), round(split_bytes / unit)
+    lost = f", of which the split costs {split / 10**digits:.{digits}f} {name}" if split else ""
+    words = [
+        f"{each / 10**digits:.{digits}f} {name}" if each else "0"
+        for each in (missing, missing + budget - split, budget)
+    ]
+    return f"{words[0]} are missing ({words[1]} needed, {words[2]} in the budgets{lost})"
+
+
 def more(amount_bytes: float) -> str:
     """As `size`, rounded up: who makes that much room has enough."""
     if amount_bytes >= GIB:

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,7 @@ def test_the_picture_without_colour(models):
         (["--gpu", "24GiB", "--devices", ","], "--devices names none"),
         (["--gpu", "24GiB", "--devices", "gpu4"], "'gpu4' is no GPU that can be used"),
         (["--gpu", "24GiB", "--reserve-mib", "-5"], "--reserve-mib"),
+        (["--gpu", "24GiB", "--reserve-mib", "100GiB"], "100.0 GiB of each GPU are reserved, and that is all"),
         (["--gpu", "24GiB", "--n-ctx", "many"], "many: a whole number"),
         (["--gpu", "24GiB", "--slots", "-1"], "-1: a whole number"),
         (["--gpu", "24GiB", "--flash-attn", "maybe"], "--flash-attn maybe"),
@@ -231,10 +234,47 @@ def test_no_model(tmp_path, models, command, kind):
     elif kind == "cut":
         path.write_bytes(models["7b"].read_bytes()[:5000])
     result = memscaler(command, path, "--gpu", "24GiB")
-    assert result.returncode in (1, 2)
+    assert result.returncode == 2
     assert result.stderr.count("memscaler: ") == 1
     assert "m.gguf" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_model_without_a_gpu(tmp_path, models):
+    """The file is what is wrong, and not the driver; with a good one, what can be done without."""
+    missing = memscaler("plan", tmp_path / "none.gguf")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith(f"memscaler: {tmp_path}/none.gguf: No such file or directory\n")
+    good = memscaler("plan", models["7b"])
+    assert good.returncode == 69
+    assert "--gpu 24GiB plans for a GPU that is not here" in good.stderr
+
+
+def test_a_gpu_without_a_unit():
+    """24 would be MiB."""
+    for word, better in (("24", "24GiB"), ("2x24", "2x24GiB")):
+        result = memscaler("plan", "--gpu", word)
+        assert (result.returncode, result.stderr) == (
+            2,
+            f"memscaler: --gpu {word} means 24 MiB\nhint: with a unit: --gpu {better}\n",
+        )
+
+
+@pytest.mark.parametrize(
+    "gpus", ["24GiB", "12GiB", "3x12GiB", "4x8GiB", "42.5GiB", "512MiB", "3x13.7GiB", "2x20.33GiB"]
+)
+def test_the_sum_of_a_shortfall_is_right(models, gpus):
+    """What is needed, less what the budgets give after the split, is what is missing, to the last digit."""
+    said = memscaler("plan", models["70b"], "--n-ctx", "8192", "--gpu", gpus).stdout
+    line = next(line for line in said.splitlines() if "are missing" in line)
+    found = re.fullmatch(
+        r"does not fit: ([\d.]+) (?P<unit>.iB) are missing \(([\d.]+) (?P=unit) needed, ([\d.]+)(?: (?P=unit))? in the "
+        r"budgets(?:, of which the split costs ([\d.]+) (?P=unit))?\)",
+        line,
+    )
+    assert found, line
+    missing, needed, budgets, split = (Decimal(found[each] or 0) for each in (1, 3, 4, 5))
+    assert missing == needed - (budgets - split)
 
 
 def test_analyze(models):

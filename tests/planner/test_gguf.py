@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import pytest
 
-from memscaler.core.errors import Unavailable
+from memscaler.planner import constants
 from memscaler.planner.gguf import read_model
 from memscaler.planner.header import ModelFileError, read_header
 from tests.patience import patience
@@ -314,19 +314,35 @@ def test_no_file_and_no_right(tmp_path):
         read_model(tmp_path)
 
 
-def test_without_the_library_it_says_what_to_install(llama):
-    """The extra, and nothing of a traceback."""
+@pytest.mark.parametrize("lacks", ["gguf", "numpy"])
+def test_without_the_library_a_model_is_read_all_the_same(llama, lacks):
+    """As in the Debian package and after a plain `pip install memscaler`; without NumPy as after `--no-deps`."""
     code = (
-        "import sys; sys.modules['gguf'] = None\n"
+        "import sys; sys.modules[sys.argv[2]] = None\n"
         "from pathlib import Path\n"
         "from memscaler.planner.gguf import read_model\n"
-        "try: read_model(Path(sys.argv[1]))\n"
-        "except Exception as err: print(type(err).__name__, err, err.hint, err.exit_code)\n"
+        "from memscaler.planner.header import library\n"
+        "print(read_model(Path(sys.argv[1])))\n"
+        "print(library().__name__)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(llama)], capture_output=True, text=True, check=True)
-    assert "-m pip install 'gguf" in done.stdout
-    assert done.stdout.startswith(Unavailable.__name__)
-    assert done.stdout.strip().endswith("69")
+    done = subprocess.run([sys.executable, "-c", code, str(llama), lacks], capture_output=True, text=True, check=True)
+    read, used = done.stdout.splitlines()
+    assert read == str(read_model(llama))
+    assert used == ("memscaler.planner.constants" if lacks == "gguf" else "_memscaler_gguf_constants")
+
+
+def test_the_copy_says_what_the_library_says():
+    """When it fails: take over what is new in gguf.constants."""
+    assert {each.name: each.value for each in constants.GGMLQuantizationType} == {
+        each.name: each.value for each in gguf.GGMLQuantizationType
+    }
+    assert {each.name: size for each, size in constants.GGML_QUANT_SIZES.items()} == {
+        each.name: size for each, size in gguf.GGML_QUANT_SIZES.items()
+    }
+    assert set(constants.MODEL_ARCH_NAMES.values()) == set(gguf.MODEL_ARCH_NAMES.values())
+    assert constants.GGUF_MAGIC == gguf.GGUF_MAGIC
+    assert constants.GGUF_DEFAULT_ALIGNMENT == gguf.GGUF_DEFAULT_ALIGNMENT
+    assert constants.Keys.General.ALIGNMENT == gguf.Keys.General.ALIGNMENT
 
 
 def test_a_large_vocabulary_takes_a_moment(tmp_path):

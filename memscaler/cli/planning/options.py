@@ -176,7 +176,7 @@ class Where:
 
     def survey(self, environ: Mapping[str, str] = os.environ) -> Survey:
         """The GPUs that may be used. Raise UsageError, DriverUnavailable."""
-        from memscaler.core.errors import UsageError
+        from memscaler.core.errors import DriverUnavailable, UsageError
         from memscaler.planner import devices
 
         only = None if self.devices is None else [word for word in self.devices.split(",") if word.strip()]
@@ -186,11 +186,17 @@ class Where:
             found = devices.Survey(devices.hypothetical(_sizes(self.gpus)))
             return devices.choose(found, {}, only)
         from memscaler.cli.options import settings_anyway
-        from memscaler.cli.simulated import simulate
+        from memscaler.cli.simulated import at_home, simulate
 
-        settings = settings_anyway({"simulate": self.simulate, "runtime_dir": self.runtime_dir})
+        settings = at_home(settings_anyway({"simulate": self.simulate, "runtime_dir": self.runtime_dir}))
         simulate(settings.simulate, settings.runtime_dir)
-        return devices.choose(devices.survey(), environ, only)
+        try:
+            return devices.choose(devices.survey(), environ, only)
+        except DriverUnavailable as error:
+            hint = "--gpu 24GiB plans for a GPU that is not here, --simulate a40 for a simulated one"
+            raise DriverUnavailable(
+                str(error), code=error.code, hint=f"{error.hint.partition(';')[0]}; {hint}"
+            ) from error
 
     def adviser(self, environ: Mapping[str, str] = os.environ) -> Adviser | None:
         """Whom to ask first. By itself nobody about GPUs that are not there. Raise UsageError."""
@@ -211,6 +217,7 @@ class Where:
 
 
 _MOST_GPUS = 64
+_LEAST_BYTES = 256 << 20  # of a number without a unit: nobody means less
 
 
 def _sizes(words: Sequence[str]) -> list[int]:
@@ -223,7 +230,10 @@ def _sizes(words: Sequence[str]) -> list[int]:
         count, times, size = word.strip().lower().rpartition("x")
         if times and not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= _MOST_GPUS):
             raise UsageError(f"--gpu {word}: {count!r} is no number of GPUs", hint="for example --gpu 2x24GiB")
-        sizes += [parse_bytes(size, "--gpu")] * int(count or 1)
+        each = parse_bytes(size, "--gpu")
+        if 0 < each < _LEAST_BYTES and size.replace(".", "", 1).isdigit():
+            raise UsageError(f"--gpu {word} means {size} MiB", hint=f"with a unit: --gpu {word}GiB")
+        sizes += [each] * int(count or 1)
     if min(sizes) == 0 or len(sizes) > _MOST_GPUS:
         raise UsageError(f"--gpu {' '.join(words)}: no machine has that", hint="for example --gpu 24GiB --gpu 24GiB")
     return sizes

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memscaler.cli.planning.text import Planned
     from memscaler.planner.devices import Budget, Survey
     from memscaler.planner.memory import Demand
+    from memscaler.planner.model import Model
 
 DOES_NOT_FIT = 2
 
@@ -58,16 +59,20 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Plan where models go: layers per GPU, and llama-server's arguments for it. Exits with 2 if one does not fit."""
+    from memscaler.planner.devices import refuse_reserve
+
     served = Served(n_ctx, slots, cache_type_k, cache_type_v, batch, ubatch, flash_attn, swa_full, no_kv_offload,
                     n_gpu_layers, n_cpu_moe)  # fmt: skip
     where = Where(devices, device_order, reserve_mib, min_budget_mib, gpu, simulate, runtime_dir, fit_params)
     paths = [*([model] if model else []), *map(Path, models or [])]
     demand, budget = served.demand(), where.budget()
+    read = _read(paths, mmproj)
     found = where.survey()
-    if not paths:
+    refuse_reserve(found.devices, budget)
+    if not read:
         _show_budgets(found, budget, as_json=as_json)
         return
-    made = _plan(paths, demand, budget, found, where, projector=mmproj, force=force)
+    made = _plan(read, demand, budget, found, where, force=force)
     _show(made, budget, found, as_json=as_json)
     from memscaler.planner.placement import Shortfall
 
@@ -75,28 +80,27 @@ def plan(
         raise typer.Exit(DOES_NOT_FIT)
 
 
+def _read(paths: Sequence[Path], projector: Path | None) -> list[Model]:
+    """Before a GPU is asked anything: a wrong file is wrong without one, too."""
+    from memscaler.core.errors import UsageError
+    from memscaler.planner.gguf import read_model
+
+    if projector is not None and len(paths) != 1:
+        several = "with several models: whose is it?" if paths else "without a model"
+        raise UsageError(f"--mmproj {several}", hint="memscaler plan MODEL.gguf --mmproj FILE, one model at a time")
+    return [read_model(path, projector) for path in paths]
+
+
 def _plan(
-    paths: Sequence[Path],
-    demand: Demand,
-    budget: Budget,
-    found: Survey,
-    where: Where,
-    *,
-    projector: Path | None,
-    force: bool,
+    models: Sequence[Model], demand: Demand, budget: Budget, found: Survey, where: Where, *, force: bool
 ) -> list[Planned]:
     """One after the other: each on what those before it leave."""
     from memscaler.cli.planning.text import Planned
-    from memscaler.core.errors import UsageError
-    from memscaler.planner.gguf import read_model
     from memscaler.planner.memory import needs
     from memscaler.planner.placement import Placement
     from memscaler.planner.plan import after, plan_model
 
-    if projector is not None and len(paths) > 1:
-        raise UsageError("--mmproj with several models: whose is it?", hint="plan that one alone")
     adviser, devices, made = where.adviser(), found.devices, []
-    models = [read_model(path, projector) for path in paths]
     for model in models:
         outcome = plan_model(model, demand, budget, devices, adviser=adviser)
         planned = Planned(model, needs(model, demand), outcome, forced=force)

@@ -12,7 +12,7 @@ from memscaler.planner.devices import Budget, Device, Offer
 from memscaler.planner.memory import Needs
 from memscaler.planner.model import Model
 from memscaler.planner.placement import Placement, Share, Shortfall
-from memscaler.planner.sizes import more, size
+from memscaler.planner.sizes import size
 
 NAME_WIDTH = 18
 
@@ -118,8 +118,7 @@ def outcome(planned: Planned) -> str:
 
 
 def _missing(short: Shortfall) -> str:
-    sums = f"{size(short.needed_bytes)} needed, {size(short.budget_bytes)} in the budgets"
-    lines = [f"does not fit: {more(short.missing_bytes)} are missing ({sums})"]
+    lines = [f"does not fit: {short}"]
     if short.remedies:
         lines.append("what would help:")
     lines += [f"{INDENT}{each.text}: {' '.join(map(shlex.quote, each.arguments))}" for each in short.remedies]
@@ -195,6 +194,7 @@ def _shortfall(short: Shortfall) -> dict[str, object]:
         "missing_bytes": short.missing_bytes,
         "needed_bytes": short.needed_bytes,
         "budget_bytes": short.budget_bytes,
+        "split_bytes": short.split_bytes,
         "remedies": [{"text": each.text, "arguments": list(each.arguments)} for each in short.remedies],
         "notes": list(short.notes),
     }
