@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate, setting
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
 NONE = "-"
 SCOPE_WIDTH = 24
 MOST_GPUS = 2
+NOT_FOUND = "the memscaler that runs (pid {}) does not watch it: nobody named it, or it has not been found yet"
 NOTHING = "no llama.cpp, llama-swap, Ollama, vLLM or SGLang server listens here, and no port is named"
 
 
@@ -31,7 +33,8 @@ def ports(
 ) -> None:
     """Show the servers that listen on this machine, in containers too, their GPUs, and what `run` would watch.
 
-    Changes nothing and needs no daemon. The ports that you name come first; the others are found out.
+    Changes nothing and needs no daemon; where one runs, it says what that watches. The ports that you name come first;
+    the others are found out.
     """
     from memscaler.config.load import load
     from memscaler.core.errors import PermissionMissing
@@ -51,6 +54,7 @@ def ports(
         names = {device.identity.uuid: f"gpu{device.identity.index}" for device in driver.gpus}
         found = look(settings.watches, discover=True, gpu_processes=contexts, name_gpu=names.__getitem__, thorough=True)
         gpus = {each: _gpus(each, driver) for each in found}
+    found, gpus = _as_governed(found, gpus, str(settings.runtime_dir))
     if as_json:
         print_json({"ports": [_document(each, gpus[each]) for each in found]})
     elif found:
@@ -67,6 +71,34 @@ def _gpus(found: Found, driver: Driver) -> tuple[str, ...]:
         return found.gpus
     named = (resolve(name, driver.gpus, driver.lost) for name in found.watch.gpus)
     return tuple(dict.fromkeys(device.identity.uuid for device in named))
+
+
+def _as_governed(
+    found: tuple[Found, ...], gpus: dict[Found, tuple[str, ...]], runtime_dir: str
+) -> tuple[tuple[Found, ...], dict[Found, tuple[str, ...]]]:
+    """The same, but watched is what the memscaler that runs watches, where one runs."""
+    from memscaler.cli.client import Client
+    from memscaler.core.errors import MemscalerError
+    from memscaler.core.watch import HOST
+    from memscaler.servers.beside import Whose, whose
+
+    try:
+        document = Client(runtime_dir).status()
+        watched = {(str(watch["scope"] or HOST), watch["port"]) for watch in document["watches"]}
+    except (MemscalerError, KeyError):  # the second: of another version
+        return found, gpus
+    remedy = "sudo memscaler reload" if whose(document["pid"]) is Whose.FILES else "it was given its ports by --port"
+    problem = f"the memscaler that runs (pid {document['pid']}) does not watch it: {remedy}"
+    made = {}
+    for each in found:
+        is_watched = (each.scope, each.port) in watched
+        told = each
+        if each.attach and not is_watched:
+            told = replace(each, attach=False, problem=problem if each.watch else NOT_FOUND.format(document["pid"]))
+        elif is_watched and not each.attach:
+            told = replace(each, attach=True)
+        made[told] = gpus[each]
+    return tuple(made), made
 
 
 def _document(found: Found, gpus: Sequence[str]) -> dict[str, object]:

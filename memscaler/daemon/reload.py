@@ -85,7 +85,7 @@ class Reloaded:
 
 
 class Reloader:
-    """Plans, one at a time. Used by the loop's thread; reports from its own."""
+    """Plans, one at a time. Used by the loop's thread, `plan` by any; reports from its own."""
 
     def __init__(
         self,
@@ -125,6 +125,15 @@ class Reloader:
         finally:
             self._busy.release()
 
+    @property
+    def in_force(self) -> Settings:
+        """The settings. May be called by any thread."""
+        return self._settings
+
+    def read(self) -> Settings:
+        """The configuration as it is now, which changes nothing. Raise MemscalerError. May be called by any thread."""
+        return self._load()
+
     def applied(self, settings: Settings) -> None:
         """These are in force now."""
         self._settings = settings
@@ -163,6 +172,7 @@ def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
                 yield table, f"[{table}.{label}] {change}"
     for line in _server_changes(before.servers, after.servers):
         yield "server", line
+    yield from (("stage", line) for line in _stage_changes(before, after))
 
 
 def _server_changes(before: Iterable[Server], after: Iterable[Server]) -> Iterator[str]:
@@ -175,6 +185,23 @@ def _server_changes(before: Iterable[Server], after: Iterable[Server]) -> Iterat
             yield f"server {name}: added, {_followed(new[name])}"
         elif _followed(old[name]) != _followed(new[name]):
             yield f"server {name}: {_followed(old[name])} -> {_followed(new[name])}"
+
+
+def _stage_changes(before: Settings, after: Settings) -> Iterator[str]:
+    """What the sleeper follows; gateways are a process of their own."""
+    old, new = ({(each.stage, each.servers): each for each in settings.stages} for settings in (before, after))
+    for place in {**old, **new}:
+        label = f"stage {place[0]}" + f" ({', '.join(place[1])})" * bool(place[1])
+        if place not in new:
+            yield f"{label}: removed"
+        elif place not in old:
+            yield f"{label}: added, after {new[place].after_s:g}s"
+        elif old[place].after_s != new[place].after_s:
+            yield f"{label}: after {old[place].after_s:g}s -> {new[place].after_s:g}s"
+        elif old[place] != new[place]:
+            yield f"{label}: changed"
+    if before.suspend != after.suspend:
+        yield "[suspend]: changed"
 
 
 def _followed(server: Server) -> str:

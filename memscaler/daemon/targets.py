@@ -82,7 +82,7 @@ def wanted_lever(device: Device, driver: Driver, settings: Settings) -> str:
 def find_governed(settings: Settings, driver: Driver, named: Named) -> dict[str, Governed]:
     """UUID -> GPU: those that are named, or all where servers are to be found.
 
-    Raise Unavailable if none of them can be parked.
+    Raise Unavailable if none of them can be parked, unless their servers may sleep deeper.
     """
     overrides = {
         device.identity.uuid: name
@@ -97,7 +97,7 @@ def find_governed(settings: Settings, driver: Driver, named: Named) -> dict[str,
         if finds_out or uuid in wanted:
             mine = for_gpu(settings, [overrides[uuid]] if uuid in overrides else [])
             governed[uuid] = Governed(device, _choose(device, mine.lever), mine)
-    if not any(each.choice.levers for each in governed.values()):
+    if not any(each.choice.levers for each in governed.values()) and not (governed and settings.stages):
         reasons = "; ".join(f"gpu{each.device.identity.index}: {each.choice.why}" for each in governed.values())
         raise Unavailable(f"no GPU here can be parked ({reasons or 'all are lost'})", hint="see `memscaler gpus`")
     return governed

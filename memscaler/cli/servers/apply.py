@@ -44,7 +44,7 @@ def apply(
         show(_text(told))
     touched = [(supervisor, names) for supervisor, changes in told if (names := _touched(changes))]
     # before the servers are ready: what connects to them then is seen
-    word = _tell_governor() if touched else None
+    word = _tell_governor(told) if touched or _governor_lacks(told) else None
     if not as_json and word:
         show(word)
     if no_wait or not touched:
@@ -101,7 +101,14 @@ def _text(told: Told) -> str:
     return "\n".join(lines or [NOTHING])
 
 
-def _tell_governor() -> str | None:
+def _governor_lacks(told: Told) -> list[str]:
+    """Sentences about servers whose ports the governor does not watch."""
+    from memscaler.cli.servers.governor import nobody_watches
+
+    return nobody_watches([report for supervisor, _ in told for report in supervisor.list()["servers"]])
+
+
+def _tell_governor(told: Told) -> str | None:
     """Ports are watched as they were when the governor last read the configuration. None: no governor runs."""
     from memscaler.cli.client import Asker
     from memscaler.cli.options import settings_anyway
@@ -122,4 +129,6 @@ def _tell_governor() -> str | None:
         return None
     except MemscalerError as error:
         return f"the governor does not reload: {plain(str(error).splitlines()[0])}; sudo memscaler reload"
+    if left := _governor_lacks(told):
+        return f"the governor has reloaded, and still {'; '.join(left)}"
     return "the governor has reloaded: it watches the ports as they are now"
