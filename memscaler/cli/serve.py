@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate, setting
+from memscaler.cli.serve_words import NO_DOWNLOAD
 from memscaler.core.errors import MemscalerError, UsageError
 
 if TYPE_CHECKING:  # heavy; `--help` needs none of it
@@ -23,7 +25,9 @@ if TYPE_CHECKING:  # heavy; `--help` needs none of it
 
 FURTHER = "memscaler.further"  # where ServeCommand leaves what stands behind "--"
 HINT = "see `memscaler serve --help`"
+_URL = re.compile(r"[a-z]{2,10}:/")  # a path has lost one of its slashes
 BY_SIGNAL = 128
+QUIET = "warning"  # what it does from second to second is in `memscaler status`
 CONTEXT, PORT, RESERVE_MIB = 4096, 8080, 1024
 
 
@@ -36,7 +40,15 @@ class ServeCommand(TyperCommand):
             at = args.index("--")
             ctx.meta[FURTHER] = tuple(args[at + 1 :])
             args = args[:at]
-        return super().parse_args(ctx, args)
+        from memscaler.cli.serve_words import translated
+
+        ours = {
+            name: not getattr(option, "is_flag", False)
+            for option in self.get_params(ctx)
+            if option.param_type_name == "option"
+            for name in (*option.opts, *option.secondary_opts)
+        }
+        return super().parse_args(ctx, translated(args, ours))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """For the first line of the help."""
@@ -45,6 +57,9 @@ class ServeCommand(TyperCommand):
 
 def serve(
     context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="A GGUF file, as with --model.", show_default=False)
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option("--model", "--model-path", "-m", metavar="FILE", help="A GGUF file.", show_default=False),
@@ -111,6 +126,15 @@ def serve(
             show_default=False,
         ),
     ] = "",
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            "--log-level",
+            metavar="LEVEL",
+            help="What the governor says here: debug, info, warning or error. Default: warning.",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
     simulate: Simulate = None,
     runtime_dir: RuntimeDir = None,
@@ -127,19 +151,20 @@ def serve(
     number if one ended it, 1 if the server ended by itself, 2 if the model does not fit.
     """
     from memscaler.cli.serve_beside import Governing, Governor, beside
+    from memscaler.cli.simulated import at_home
     from memscaler.config.load import load
     from memscaler.servers import serving
-    from memscaler.servers.listening import free_port
 
-    if model is None:
-        raise UsageError("no model", hint="memscaler serve --model FILE.gguf")
+    model = _one(file, model)
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", hint="a server's answers are JSON; memscaler status --json")
     further = context.meta.get(FURTHER, ())
     serving.check_further(further, placed=smart_split)
     serving.check_host(host)
-    flags = {"simulate": simulate, "runtime_dir": runtime_dir, "idle_after": idle_after}
-    settings = load(flags, os.environ, config)
+    flags = {"simulate": simulate, "runtime_dir": runtime_dir, "idle_after": idle_after, "log_level": log_level}
+    settings = at_home(load(flags, os.environ, config))
+    if settings.origins.get("log_level", "default") == "default":
+        flags["log_level"] = QUIET
     size: dict[str, str | int] = {
         "-c": n_ctx,
         "-np": parallel,
@@ -151,7 +176,7 @@ def serve(
     wanted = serving.Wanted(
         model=_readable(model),
         host=host,
-        port=free_port(host, port),
+        port=_port(host, port, dry_run=dry_run),
         size=serving.size_words(size),
         alias=alias or serving.name_of(model),
         projector=str(_readable(mmproj)) if mmproj else "",
@@ -171,12 +196,15 @@ def serve(
 def _layout(wanted: Wanted, there: Sequence[Device], reserve_mib: int | None, *, force: bool) -> Layout:
     """reserve_mib None: llama.cpp places the model itself, as it does where there is only the CPU."""
     from memscaler.planner.devices import Budget
+    from memscaler.planner.gguf import read_model
     from memscaler.planner.sizes import MIB
     from memscaler.servers.layout import left_to_llama, planned
 
+    projector = Path(wanted.projector) if wanted.projector else None
+    if reserve_mib is not None and not there:
+        read_model(wanted.model, projector)  # what is wrong with it is said now, and better than the server does
     if reserve_mib is None or not there:
         return left_to_llama(there)
-    projector = Path(wanted.projector) if wanted.projector else None
     return planned(wanted.model, projector, wanted.demand, there, Budget(reserve_mib * MIB), force=force)
 
 
@@ -186,7 +214,6 @@ def _run(wanted: Wanted, layout: Layout, governing: Governing, governor: Governo
     from memscaler.cli.serve_screen import Facts, Screen, run
     from memscaler.servers import serving
     from memscaler.servers.caller import caller, environment_of
-    from memscaler.servers.health import Door
     from memscaler.servers.programs import find_server
     from memscaler.servers.session import Order
 
@@ -195,28 +222,58 @@ def _run(wanted: Wanted, layout: Layout, governing: Governing, governor: Governo
     user = caller(os.environ)
     if user is None and os.geteuid() == 0:
         warn("the server runs as root, for nobody called sudo")
+    variables = serving.environment(environment_of(user, os.environ), wanted, layout)
+    door = serving.door_of(wanted, variables)
     with serving.log_of(log, wanted.port, user) as (output, log_path):
         order = Order(
-            server=serving.command(find_server(), wanted, layout.words),
-            environment=serving.environment(environment_of(user, os.environ), wanted, layout),
-            door=Door(serving.reached_at(wanted.host), wanted.port, serving.health_path(wanted.further)),
+            server=serving.command(find_server(), wanted, layout),
+            environment=variables,
+            door=door,
             user=user,
             governor=governor.command if governor else None,
             ask=governing.ask,
             known=governing.known,
             hold=governing.hold(layout.gpus, f"memscaler serve loads {wanted.model.name}"),
             output=output,
+            gpus=layout.gpus,
         )
-        return run(order, Screen(Facts(wanted, layout, log_path, is_governed=governing.own or governing.known)))
+        return run(order, Screen(Facts(wanted, door, layout, log_path, is_governed=governing.own or governing.known)))
+
+
+def _one(*named: Path | None) -> Path:
+    """The model. Raise UsageError for none, and for two."""
+    given = dict.fromkeys(path for path in named if path is not None)
+    if not given:
+        raise UsageError("no model", hint="memscaler serve --model FILE.gguf")
+    if len(given) > 1:
+        raise UsageError(f"two models: {' and '.join(map(str, given))}", hint="one server serves one model")
+    model = next(iter(given))
+    if _URL.match(str(model)):
+        raise UsageError(f"{model}: serve takes a model that is here, and downloads none", hint=NO_DOWNLOAD)
+    return model
 
 
 def _readable(path: Path) -> Path:
-    """As an absolute path. Raise MemscalerError if it cannot be read."""
+    """As an absolute path. Raise UsageError if the server could not read it."""
+    from memscaler.servers.caller import caller
+    from memscaler.servers.serving import check_readable
+
+    check_readable(path, caller(os.environ))
+    return path.absolute()
+
+
+def _port(host: str, port: int, *, dry_run: bool) -> int:
+    """One that is free; a dry run takes none, and only says so. Raise MemscalerError."""
+    from memscaler.cli.serve_beside import warn
+    from memscaler.servers.listening import free_port
+
     try:
-        with path.open("rb"):
-            return path.absolute()
-    except OSError as error:
-        raise MemscalerError(f"cannot read {path}: {error.strerror}", hint="name a GGUF file with --model") from error
+        return free_port(host, port)
+    except MemscalerError as error:
+        if not dry_run:
+            raise
+        warn(f"{error}; without --dry-run it refuses")
+        return port
 
 
 def _devices(settings: Settings, devices: str | None) -> tuple[Device, ...]:
@@ -245,7 +302,7 @@ def _show(wanted: Wanted, layout: Layout, governor: Governor | None, *, as_json:
     from memscaler.servers import serving
     from memscaler.servers.programs import find_server
 
-    server = serving.command(find_server(), wanted, layout.words)
+    server = serving.command(find_server(), wanted, layout)
     told = serving.environment({}, wanted, layout)
     told |= {serving.API_KEY: "..."} if wanted.api_key else {}
     if as_json:

@@ -16,7 +16,7 @@ from memscaler.cli import govern
 from memscaler.cli.client import Client, Document
 from memscaler.config.schema import Settings
 from memscaler.core.errors import DaemonNotRunning, MemscalerError, PermissionMissing
-from memscaler.servers.beside import advice, not_governing, uncovered, watch_of
+from memscaler.servers.beside import advice, correction, not_governing, uncovered, watch_of, whose
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,18 @@ def beside(port: int, gpus: Sequence[str], settings: Settings, *, dry_run: bool)
         hint = "join group memscaler, or use sudo; --ungoverned serves whether it watches the port or not"
         raise PermissionMissing("a memscaler runs here, and you may not ask it", hint=hint) from error
     seen = watch_of(document, port)
-    if seen is None and not settings.discover:
+    if seen is None and not document.get("discover", settings.discover):  # older ones do not tell
         problem = f"a memscaler runs here (pid {document['pid']}) that does not watch port {port}: "
         problem += "it could park this server's GPUs while they work"
         if not dry_run:
-            raise MemscalerError(problem, hint=advice(port, gpus))
+            raise MemscalerError(problem, hint=advice(port, gpus, whose(document["pid"])))
         warn(problem)
-    for uuid in uncovered(seen, gpus) if seen else ():
-        warn(f"the watch of port {port} does not drive {uuid}, which the plan uses: correct its gpus")
+    if lacks := uncovered(seen, gpus) if seen else ():
+        problem = f"the memscaler that runs here (pid {document['pid']}) watches port {port} for other GPUs than "
+        problem += f"{', '.join(lacks)}, which the plan uses: it could park these while they work"
+        if not dry_run:
+            raise MemscalerError(problem, hint=correction(port, lacks, whose(document["pid"])))
+        warn(problem)
     if idle := not_governing(document):
         warn(f"the memscaler that runs here parks nothing: {idle}")
     return Governing(client=client, known=seen is not None)

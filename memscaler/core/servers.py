@@ -25,11 +25,14 @@ class ServerState(StrEnum):
     FAILED = "failed"  # it failed too often, or cannot be started as described: an operator is needed
 
 
+RUNNING = frozenset({ServerState.STARTING, ServerState.READY})  # its port is, or is about to be, somebody's way in
+
+
 @dataclass(frozen=True, slots=True)
 class ServerReport:
     """One server. Times are seconds of the wall clock.
 
-    gpus: UUIDs that it was given, () if its own business.
+    gpus: UUIDs that it was given, () if its own business; names: how operators call these, also while it does not run.
     restarts: by the supervisor, since the operator last started it.
     reason: why it is in this state, a sentence; "" where the state says it. model: path or "".
     starts_unix_s: when it is started again (WAITING).
@@ -48,6 +51,7 @@ class ServerReport:
     reason: str = ""
     ended: str = ""
     starts_unix_s: float | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

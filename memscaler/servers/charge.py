@@ -26,7 +26,7 @@ from memscaler.servers.loading import Loading
 from memscaler.servers.places import Places
 from memscaler.servers.ports import stranger, taken_by
 from memscaler.servers.preparing import Prepared, base_environment, model_of, prepare
-from memscaler.servers.state import Ran, Record
+from memscaler.servers.state import Given, Ran, Record
 
 ASK_S = 5.0  # for whose the listening socket is
 PREPARE_S = 120.0  # for the driver's answer and the model's header, which may lie on another machine
@@ -50,7 +50,7 @@ class Surroundings:
 class Charge:
     """server: as described now. launched: as it was when its process was started. leaving: it is described no more.
 
-    note: what an operator should know of it, beside its state.
+    note: what an operator should know of it, beside its state. given: what its process got.
     """
 
     def __init__(self, server: Server, around: Surroundings) -> None:
@@ -66,7 +66,7 @@ class Charge:
         self._process: Process | None = None
         self._hooks = Hooks(server.name, self._open, around.changed, partial(marks.new, around.places.state))
         self._loading: Loading | None = None
-        self._gpus: tuple[str, ...] = ()
+        self.given = Given()
         self._output: logs.Output | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None  # launches or clears
@@ -126,7 +126,8 @@ class Charge:
             since_unix_s=self._since_unix_s,
             pid=self._process.pid if self._process is not None else None,
             port=server.port,
-            gpus=self._gpus,
+            gpus=self.given.gpus,
+            names=self.given.names or server.gpus or (("auto",) if server.placed else ()),
             user=server.user,
             model=model_of(server),
             restarts=at.restarts,
@@ -146,7 +147,7 @@ class Charge:
             state=self.standing.state,
             since_unix_s=self._since_unix_s,
             hooks=self._hooks.ran,
-            gpus=self._gpus,
+            given=self.given,
             log=self._output.place.path if self._output is not None else "",
             log_begins=self._output.begins if self._output is not None else 0,
             restarts=self.standing.restarts,
@@ -161,7 +162,7 @@ class Charge:
             return False
         away_s = max(time.time() - record.since_unix_s, 0.0)
         since_s = _now_s() - away_s
-        self._take(process, record.server, record.gpus)
+        self._take(process, record.server, record.given)
         place = logs.Place(path=record.log) if record.log else logs.Place(identifier=logs.PREFIX + record.server.name)
         self._placed(logs.Output(-1, place, record.log_begins))
         self._since_unix_s = record.since_unix_s
@@ -290,14 +291,14 @@ class Charge:
             return
         finally:
             os.close(output.fd)
-        self._take(process, server, prepared.gpus)
+        self._take(process, server, prepared.given)
         self._placed(output)
         self._around.save()
         log.info("server.started", server=server.name, pid=process.pid, port=server.port, log=output.place.words)
         self.post(decide.Launched())
 
-    def _take(self, process: Process, server: Server, gpus: tuple[str, ...]) -> None:
-        self._process, self.launched, self._gpus = process, server, gpus
+    def _take(self, process: Process, server: Server, given: Given) -> None:
+        self._process, self.launched, self.given = process, server, given
         self._loading = Loading(process.pid, self._directory(server) / model_of(server))
         self.note = ""
         process.ended.add_done_callback(lambda ended: self._over(process, ended.result()))
@@ -310,7 +311,8 @@ class Charge:
     def _over(self, process: Process, how: How) -> None:
         if self._process is not process:
             return
-        hint = logs.last_line(self._output.place, self._output.begins) if self._output is not None else ""
+        output = self._output
+        hint = logs.last_words(output.place, output.begins, killed=how.killed) if output is not None else ""
         wanted = self.standing.state is ServerState.STOPPING
         say = log.info if wanted or how.well else log.warning
         say("server.ended", server=self.server.name, pid=process.pid, how=how.text, wanted=wanted)
@@ -330,7 +332,7 @@ class Charge:
                 self._around.changed()
             await asyncio.shield(process.ended)
             await asyncio.sleep(0)  # how it ended is told first
-        self._process, self.launched, self._gpus, self.note = None, None, (), ""
+        self._process, self.launched, self.given, self.note = None, None, Given(), ""
         self._around.save()
         self.post(decide.Cleared())
 
@@ -360,8 +362,8 @@ class Charge:
         """In the surroundings of the server, and with its name."""
         server = self.server
         environment = base_environment(os.environ)
-        if self._gpus:
-            environment.update(visible.environment(self._gpus))
+        if self.given.gpus:
+            environment.update(visible.environment(self.given.gpus))
         environment.update(server.environment)
         environment.update(SERVER_NAME=server.name, SERVER_PORT=str(server.port or ""))
         if self._process is not None:

@@ -24,6 +24,8 @@ STRAYS_S = 2.0  # for what a server took out of its session
 AGAIN_S = 0.02  # where the kernel cannot wake us
 KILLED_S = 5.0  # after SIGKILL; a process that waits for a device takes longer, and nothing can be done about it
 _IGNORED_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+# A program gets these for what it has just done, and ggml's abort says before why.
+_OWN_DOING = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP})
 _SHORTAGES = frozenset({
     errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ETXTBSY,
     errno.ESTALE, errno.ETIMEDOUT, errno.ECONNREFUSED,
@@ -45,10 +47,11 @@ def passes(error: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """A process's end. well: by itself, with status 0."""
+    """A process's end. well: by itself, with status 0. killed: by a signal that it did not bring upon itself."""
 
     text: str
     well: bool = False
+    killed: bool = False
 
 
 UNKNOWN = How("its exit status is unknown, because another supervisor started it")
@@ -293,9 +296,9 @@ def _how(code: int) -> How:
     if code >= 0:
         return How(f"exit status {code}", well=code == 0)
     try:
-        return How(signal.Signals(-code).name)
+        return How(signal.Signals(-code).name, killed=-code not in _OWN_DOING)
     except ValueError:
-        return How(f"signal {-code}")
+        return How(f"signal {-code}", killed=True)
 
 
 def _why(error: OSError | ValueError, program: str, directory: str) -> str:

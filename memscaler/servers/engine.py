@@ -21,6 +21,7 @@ from typing import Any
 if __name__ == "__main__":  # a checkout that is not installed; otherwise it is there already
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from memscaler.adding import how_to_add
 from memscaler.core.errors import MemscalerError, UsageError
 from memscaler.servers import flags
 from memscaler.servers.flags import Fields
@@ -94,7 +95,8 @@ def _library() -> ModuleType:
     try:
         import xllamacpp  # type: ignore[import-untyped]  # it has none
     except ImportError as error:
-        hint = f"{sys.executable} -m pip install 'xllamacpp>=2025.1'; or install llama.cpp's llama-server"
+        added = how_to_add("xllamacpp>=2025.1")
+        hint = "install llama.cpp's llama-server" + (f", or: {added}" if added else "")
         raise MemscalerError(f"llama.cpp's library is missing: {error}", hint=hint) from error
     library: ModuleType = xllamacpp
     return library

@@ -8,24 +8,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from memscaler.config.servers import Server
 from memscaler.daemon.servers import option
 from memscaler.servers.decide import Answered, Verdict
 
+if TYPE_CHECKING:
+    import ssl
+
 DEADLINE_S = 5.0
 BODY_S = 0.5  # for the server's own words, after its 503
 MOST_BYTES = 16384
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}  # noqa: S104  # looked for, not bound
+# llama-server's, and those of vLLM and SGLang; the last is llama-server's variable.
+_OF_TLS = (
+    ("--ssl-key-file", "--ssl-keyfile", "LLAMA_ARG_SSL_KEY_FILE"),
+    ("--ssl-cert-file", "--ssl-certfile", "LLAMA_ARG_SSL_CERT_FILE"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where a server listens. path: of its health page; "" asks nothing, it is ready when it listens."""
+    """Where a server listens. path: of its health page; "" asks nothing, it is ready when it listens.
+
+    encrypted: it speaks TLS there; whose certificate it has is no matter, for it is asked on this machine.
+    """
 
     host: str
     port: int
     path: str = "/health"
+    encrypted: bool = False
 
     @property
     def name(self) -> str:
@@ -34,8 +47,15 @@ class Door:
 
 def door_of(server: Server) -> Door:
     """At the address that its command line names, 127.0.0.1 if it names none, or all."""
-    host = host_of((*server.command, *server.options), dict(server.environment))
-    return Door(_ANY.get(host, host) or "127.0.0.1", server.port or 0, server.health)
+    words, environment = (*server.command, *server.options), dict(server.environment)
+    host = host_of(words, environment)
+    encrypted = is_encrypted(words, environment)
+    return Door(_ANY.get(host, host) or "127.0.0.1", server.port or 0, server.health, encrypted)
+
+
+def is_encrypted(argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether llama-server and others are told to speak TLS: with a key and a certificate."""
+    return all(option(argv, *names) or environment.get(names[-1]) for names in _OF_TLS)
 
 
 def host_of(argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -58,7 +78,8 @@ async def look(door: Door) -> Answered:
 
 
 async def _ask(door: Door) -> Answered:
-    reader, writer = await asyncio.open_connection(door.host, door.port, limit=MOST_BYTES)
+    encryption = unverified() if door.encrypted and door.path else None
+    reader, writer = await asyncio.open_connection(door.host, door.port, limit=MOST_BYTES, ssl=encryption)
     try:
         if writer.get_extra_info("sockname") == writer.get_extra_info("peername"):
             # of a port that is given to clients, too, the kernel may give us this one: TCP lets us talk to ourselves
@@ -83,6 +104,15 @@ async def _ask(door: Door) -> Answered:
         return Answered(Verdict.SILENT, f"what answers on port {door.port} does not speak HTTP")
     finally:
         writer.transport.abort()
+
+
+def unverified() -> ssl.SSLContext:
+    """To talk to a server of this machine, whoever has signed its certificate."""
+    import ssl  # only few servers need it: 3 MB
+
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 async def _rest(reader: asyncio.StreamReader) -> bytes:

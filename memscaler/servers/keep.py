@@ -105,9 +105,14 @@ class Kept:
             self._process.wait(patience_s)
         return self.ended()
 
+    @property
+    def lost_its_keeper(self) -> bool:
+        """That was killed: what has left our program's process group is found by nobody here."""
+        return (self._process.poll() or 0) < 0
+
     def close(self) -> None:
         """Its descriptors. What still runs ends."""
-        if (self._process.poll() or 0) < 0:
+        if self.lost_its_keeper:
             self._end_group()
         self._line.close()
 

@@ -67,7 +67,7 @@ def _of(found: Placement) -> Layout:
         words=found.arguments,
         environment=found.environment,
         gpus=found.uuids,
-        lines=(*_lines(found), *found.notes),
+        lines=(*lines(found), *found.notes),
         document={
             "source": found.source,
             "whole": found.whole,
@@ -90,23 +90,23 @@ def _of(found: Placement) -> Layout:
     )
 
 
-def _lines(found: Placement) -> list[str]:
-    lines = []
+def lines(found: Placement) -> list[str]:
+    """Where everything is, for people."""
+    told = []
     for share in found.shares:
         layers = "the output" if share.first is None else f"layers {share.first}-{share.last}"
         if share.has_output and share.first is not None:
             layers += " and the output"
         gpu = share.device
-        lines.append(f"gpu{gpu.index} ({gpu.name}): {layers}, {size(share.used_bytes)} of {size(share.budget_bytes)}")
+        told.append(f"gpu{gpu.index} ({gpu.name}): {layers}, {size(share.used_bytes)} of {size(share.budget_bytes)}")
     if found.cpu_experts:
-        lines.append(f"CPU: the experts of {found.cpu_experts} layers")
+        told.append(f"CPU: the experts of {found.cpu_experts} layers")
     if found.gpu_layers <= found.layers:
-        lines.append(f"CPU: {found.layers + 1 - found.gpu_layers} layers, {size(found.cpu_bytes)} in all")
-    return lines
+        told.append(f"CPU: {found.layers + 1 - found.gpu_layers} layers, {size(found.cpu_bytes)} in all")
+    return told
 
 
 def _shortfall(model: Path, found: Shortfall) -> list[str]:
-    what = f"{model.name} does not fit: {size(found.missing_bytes)} are missing "
-    what += f"(it needs {size(found.needed_bytes)}, the GPUs give {size(found.budget_bytes)})"
+    what = f"{model.name} does not fit: {found}"
     would = [f"would fit: {remedy.text}" for remedy in found.remedies]
-    return [what, *found.notes, *would, *(f"what fits: {line}" for line in _lines(found.best))]
+    return [what, *found.notes, *would, *(f"what fits: {line}" for line in lines(found.best))]

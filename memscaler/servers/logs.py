@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from memscaler.servers.last_words import most_telling
+
 STREAM = Path("/run/systemd/journal/stdout")
 PREFIX = "memscaler-"
 ROTATE_BYTES = 10 * 1024 * 1024
@@ -77,8 +79,11 @@ def _journal(identifier: str, stream: Path) -> int:
         return connection.detach()
 
 
-def last_line(place: Place, begins: int = 0) -> str:
-    """What was written last, for a hint; "" if it is not in a file of ours. begins: nothing before this counts."""
+def last_words(place: Place, begins: int = 0, *, killed: bool = False) -> str:
+    """The line that says why, for a hint; "" if it is not in a file of ours. begins: nothing before this counts.
+
+    killed: then its last line, for it could not say why.
+    """
     if not place.path:
         return ""
     try:
@@ -88,7 +93,7 @@ def last_line(place: Place, begins: int = 0) -> str:
             lines = file.read(TAIL_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    said = next((line for line in reversed(lines) if line.strip()), "")
+    said = most_telling(lines, killed=killed)
     text = "".join(character if character.isprintable() else " " for character in said).strip()
     return text if len(text) <= HINT_CHARACTERS else text[: HINT_CHARACTERS - 1] + "…"
 

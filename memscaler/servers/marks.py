@@ -1,7 +1,7 @@
 """What a server has started, found wherever it went: its processes inherit a variable that no other process has.
 
-A mark is STATE-DIRECTORY:NAME:RANDOM, of a server's or a hook's launch. Only processes of our own user are looked at;
-one that has thrown its environment away is not found.
+A mark is STATE-DIRECTORY:NAME:RANDOM, of a server's or a hook's launch. Only processes of our own user are looked at,
+by root all; one that has thrown its environment away is not found.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def living(beginning: str) -> dict[int, tuple[int, str]]:
         if not entry.name.isdecimal():
             continue
         with contextlib.suppress(OSError):
-            if entry.stat().st_uid != os.geteuid() or int(entry.name) == os.getpid():
+            if os.geteuid() not in (0, entry.stat().st_uid) or int(entry.name) == os.getpid():
                 continue
             text = b"\0" + Path(entry.path, "environ").read_bytes()
             at = text.find(wanted)

@@ -16,6 +16,9 @@ SOCKET = "control.sock"  # in the runtime directory
 IDENTIFIER = "memscaler-"  # and a server's name: what its lines are marked with in the journal
 RUN = Path("/run")
 LOGS = Path("/var/log")
+STATES = Path("/var/lib")
+SOCKETS = Path("/proc/net/unix")
+_LISTENS = "00010000"  # SO_ACCEPTCON
 _UNITS_OWN = {"runtime": "RUNTIME_DIRECTORY", "state": "STATE_DIRECTORY", "logs": "LOGS_DIRECTORY"}  # systemd.exec(5)
 
 
@@ -31,15 +34,15 @@ class Places:
 def own(environ: Mapping[str, str], runtime_dir: str | None = None) -> Places:
     """Of the supervisor that this process is: as its unit says, else below its user's own folders."""
     state = _state(environ)
-    by_hand = Places(_by_hand(environ, os.geteuid()), state, state / "logs")
+    mine = Places(by_hand(environ, os.geteuid()), state, state / "logs")
     if runtime_dir is not None:
         folder = Path(os.path.abspath(runtime_dir))  # noqa: PTH100  # resolve() would follow links
-        by_hand = Places(folder, folder / "state", folder / "logs")
+        mine = Places(folder, folder / "state", folder / "logs")
     named = {key: Path(environ[name].split(":")[0]) for key, name in _UNITS_OWN.items() if environ.get(name)}
     return Places(
-        by_hand.runtime if runtime_dir is not None else named.get("runtime", by_hand.runtime),
-        named.get("state", by_hand.state),
-        named.get("logs", by_hand.logs),
+        mine.runtime if runtime_dir is not None else named.get("runtime", mine.runtime),
+        named.get("state", mine.state),
+        named.get("logs", mine.logs),
     )
 
 
@@ -57,9 +60,35 @@ def without_own(environ: Mapping[str, str]) -> dict[str, str]:
 def runtime_dirs() -> list[tuple[Path, str]]:
     """Where supervisors may run, and whose: those of units, those that users have started by hand, our own."""
     units = [(folder, _user(folder)) for folder in sorted(RUN.glob(f"{NAME}*"))]
-    by_hand = [(folder, _name(folder.parent.name)) for folder in sorted(RUN.glob(f"user/*/{NAME}"))]
-    mine = (_by_hand(os.environ, os.geteuid()), _name(str(os.geteuid())))
-    return [*units, *by_hand, *([mine] if mine not in by_hand else [])]
+    others = [(folder, _name(folder.parent.name)) for folder in sorted(RUN.glob(f"user/*/{NAME}"))]
+    mine = (by_hand(os.environ, os.geteuid()), _name(str(os.geteuid())))
+    return [*units, *others, *([mine] if mine not in others else [])]
+
+
+def listening_dirs() -> list[tuple[Path, str]]:
+    """Where supervisors listen that were started by hand below homes, and whose: for root, who may look everywhere."""
+    try:
+        lines = SOCKETS.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    # number, references, protocol, flags, type, state, inode, path
+    paths = {Path(parts[7]) for line in lines if len(parts := line.split(None, 7)) == 8 and parts[3] == _LISTENS}  # noqa: PLR2004
+    folders = sorted(path.parent for path in paths if path.name == SOCKET and path.match(f"{NAME}/run/{SOCKET}"))
+    return [(folder, owner) for folder in folders if (owner := _owner(folder))]
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return _name(str(folder.stat().st_uid))
+    except OSError:  # of another mount namespace
+        return ""
+
+
+def state_dirs(runtime_dir: str | None = None) -> list[tuple[Path, bool]]:
+    """Where supervisors keep what outlives them, and whether somebody has started that one by hand."""
+    units = [(folder, False) for folder in sorted(STATES.glob(f"{NAME}*"))]
+    mine = own(os.environ, runtime_dir).state
+    return [(mine, True)] if runtime_dir is not None else [*units, (mine, True)]
 
 
 def logs_dirs() -> list[tuple[Path, str]]:
@@ -75,14 +104,14 @@ def own_user() -> str:
     return _name(str(os.geteuid()))
 
 
-def _by_hand(environ: Mapping[str, str], uid: int) -> Path:
+def by_hand(environ: Mapping[str, str], uid: int, name: str = NAME) -> Path:
     """Below what a login makes; who has not logged in (`sudo -u alice ...`) has only a home."""
     made = Path(environ.get("XDG_RUNTIME_DIR") or RUN / "user" / str(uid))
-    return made / NAME if made.is_dir() else _state(environ) / "run"
+    return made / name if made.is_dir() else _state(environ, name) / "run"
 
 
-def _state(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or "/") / ".local/state") / NAME
+def _state(environ: Mapping[str, str], name: str = NAME) -> Path:
+    return Path(environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or "/") / ".local/state") / name
 
 
 def _user(folder: Path) -> str:

@@ -11,7 +11,8 @@ from memscaler.core.errors import GpuError, MemscalerError
 from memscaler.planner import devices, words
 from memscaler.planner.placement import Shortfall
 from memscaler.planner.plan import plan_for
-from memscaler.planner.sizes import size
+from memscaler.servers.layout import lines
+from memscaler.servers.state import Given
 
 WAIT_S = 60.0
 _driver = threading.Lock()  # opening and closing it is for one thread at a time
@@ -19,11 +20,10 @@ _driver = threading.Lock()  # opening and closing it is for one thread at a time
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Words for llama-server, variables, and the UUIDs of the GPUs."""
+    """Variables, and what else the planner gives."""
 
-    arguments: tuple[str, ...]
     environment: Mapping[str, str]
-    gpus: tuple[str, ...]
+    given: Given
 
 
 def _survey() -> devices.Survey:
@@ -47,11 +47,11 @@ def place(model: Path, options: Sequence[str], environment: Mapping[str, str]) -
     devices.require_room(there, budget)
     found = plan_for(model, wanted.demand, budget, there, projector=wanted.projector)
     if isinstance(found, Shortfall):
-        sentence = f"{model.name} does not fit: {size(found.missing_bytes)} are missing "
-        sentence += f"(it needs {size(found.needed_bytes)}, the GPUs give {size(found.budget_bytes)})"
+        sentence = f"{model.name} does not fit: {found}"
         hint = f"would fit: {found.remedies[0].text}" if found.remedies else "see memscaler plan"
         raise MemscalerError(sentence, hint=hint)
-    return Placed(found.arguments, found.environment, found.uuids)
+    names = tuple(f"gpu{share.device.index}" for share in found.shares)
+    return Placed(found.environment, Given(found.uuids, names, found.arguments, tuple(lines(found))))
 
 
 def uuids(names: Sequence[str]) -> tuple[str, ...]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
 from memscaler.config.servers import Server
 from memscaler.core.errors import GpuError, MemscalerError
-from memscaler.daemon.servers import option
+from memscaler.daemon.servers import option, server_of
 from memscaler.planner import visible
-from memscaler.servers.child import CannotStart
+from memscaler.servers.child import CannotStart, passes
+from memscaler.servers.state import Given
 
 _MODEL = ("-m", "--model")
+_FETCHED = frozenset({"-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo"})  # -m: where it goes
+_OF_LLAMA = frozenset({"llama-server", "llama serve", "server"})  # other programs read other models
+_MAGIC = b"GGUF"
 # What systemd tells the supervisor is not meant for servers.
 _OURS = frozenset({
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "INVOCATION_ID", "LISTEN_FDS", "LISTEN_PID",
@@ -26,12 +29,12 @@ _OURS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is to be executed. gpus: UUIDs. model: path, "" if there is none to be seen."""
+    """What is to be executed. model: path, "" if there is none to be seen."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str
-    gpus: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
     model: str = ""
 
 
@@ -53,22 +56,23 @@ def prepare(server: Server, environ: Mapping[str, str], home: Path) -> Prepared:
     server = server if server.directory else replace(server, directory=str(home))
     environment = base_environment(environ)
     argv = server.command or _model_command(server)
-    gpus: tuple[str, ...] = ()
+    given = Given()
     _check(server)
     try:
         if server.gpus:
-            gpus = _placing().uuids(server.gpus)
-            environment.update(visible.environment(gpus))
+            given = Given(_placing().uuids(server.gpus), server.gpus)
+            environment.update(visible.environment(given.gpus))
         environment.update(server.environment)
         if server.placed and server.model:
             placed = _placing().place(Path(server.directory) / server.model, server.options, environment)
-            argv, gpus = (*argv, *placed.arguments), placed.gpus
+            given = placed.given
+            argv = (*argv, *given.arguments)
             environment.update(placed.environment)
     except (MemscalerError, OSError) as error:
         hint = getattr(error, "hint", "")
         later = isinstance(error, GpuError)  # a driver may be loaded in a moment
         raise CannotStart(f"cannot be started: {error}" + (f" ({hint})" if hint else ""), later=later) from error
-    return Prepared(_found(argv, environment), environment, server.directory, gpus, model_of(server))
+    return Prepared(_found(argv, environment), environment, server.directory, given, model_of(server))
 
 
 def _placing() -> ModuleType:
@@ -91,19 +95,32 @@ def _model_command(server: Server) -> tuple[str, ...]:
 
 def _check(server: Server) -> None:
     """What would otherwise end in a crash loop."""
-    model = model_of(server)
     if not Path(server.directory).is_dir():
         raise CannotStart(f"cannot be started: directory {server.directory}: no such directory")
-    if model and (server.model or model.endswith(".gguf")):
-        path = Path(server.directory) / model
-        try:
-            found = path.exists()
-        except OSError:
-            found = True  # not to be seen by this user
-        if not found:
-            raise CannotStart(f"cannot be started: model {path}: no such file")
-        if not os.access(path, os.R_OK):
-            raise CannotStart(f"cannot be started: model {path}: permission denied for this user")
+    if not _reads_model(server):
+        return
+    path = Path(server.directory) / model_of(server)
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise CannotStart(f"cannot be started: model {path}: not a GGUF file")
+    except FileNotFoundError as error:
+        raise CannotStart(f"cannot be started: model {path}: no such file") from error
+    except PermissionError as error:
+        raise CannotStart(f"cannot be started: model {path}: permission denied for this user") from error
+    except OSError as error:
+        raise CannotStart(f"cannot be started: model {path}: {error.strerror}", later=passes(error)) from error
+
+
+def _reads_model(server: Server) -> bool:
+    """Whether there must be a GGUF file when it is started. One that is fetched is not there yet."""
+    words = (*server.command, *server.options)
+    if not model_of(server) or any(word.partition("=")[0] in _FETCHED for word in words):
+        return False
+    if server.model or model_of(server).endswith(".gguf"):
+        return True
+    found = server_of(server.command)
+    return found is not None and found.program in _OF_LLAMA
 
 
 def _found(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from memscaler.adding import how_to_add
 from memscaler.core.errors import Unavailable
 
 ENGINE = Path(__file__).with_name("engine.py")
-HINT = (
-    "install llama.cpp (its llama-server must be on the PATH), "
-    f"or: {sys.executable} -m pip install 'xllamacpp>=2025.1' 'gguf>=0.10'"
-)
+ADDED = how_to_add("xllamacpp>=2025.1")
+HINT = "install llama.cpp (its llama-server must be on the PATH)" + (f", or: {ADDED}" if ADDED else "")
 
 
 def find_server(path: str | None = None) -> tuple[str, ...]:

@@ -3,9 +3,10 @@
     GET  /v1/servers         List        {"user", "pid", "started_unix_s", "servers": [a ServerReport each]}
     GET  /v1/servers/NAME    Show        {"report": a ServerReport, "description": as it runs, "pending": changes}
     GET  /v1/follow          Follow      List's document, again at every change: lines, until the client goes
+    GET  /v1/pending         Pending     what a dry run of Apply answers
     POST /v1/apply           Apply       {"added", "removed": [names], "changed": {name: [what]}, "dry_run"}
     POST /v1/reload          Reload      the same, with "dry_run": true: the descriptions are read, no server is touched
-    POST /v1/enable ...      Enable ...  {"servers": [names]}; also disable, start, stop, restart
+    POST /v1/enable ...      Enable ...  {"servers": [names]}; also disable, start, restart, stop (with a reason)
 
 What takes long is begun, not waited for: Follow tells how it goes. Values of environment variables are never told.
 """
@@ -44,6 +45,11 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """What Reload answers, for whoever may look."""
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Read the descriptions, and make what runs like them: only what differs. dry_run: only say what differs."""
 
@@ -78,9 +84,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop these until somebody starts them."""
+    """Stop these until somebody starts them. reason: for those who look, "" is an operator's wish."""
 
     servers: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +97,14 @@ class Restart:
     servers: tuple[str, ...] = ()
 
 
-Request = List | Follow | Show | Apply | Reload | Enable | Disable | Start | Stop | Restart
+Request = List | Follow | Show | Pending | Apply | Reload | Enable | Disable | Start | Stop | Restart
 Verb = Enable | Disable | Start | Stop | Restart
-READS: tuple[type[Request], ...] = (List, Follow, Show)
+READS: tuple[type[Request], ...] = (List, Follow, Show, Pending)
 ROUTES: Mapping[str, type[Request]] = {
     SERVERS: List,
     f"{SERVERS}/NAME": Show,
     "/v1/follow": Follow,
+    "/v1/pending": Pending,
     "/v1/apply": Apply,
     "/v1/reload": Reload,
     "/v1/enable": Enable,
@@ -136,4 +144,8 @@ def _servers(key: str, raw: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(requests.text(key, name, NAME_CHARS) for name in raw))
 
 
-_CHECKS: Checks = {"servers": _servers, "dry_run": requests.truth}
+def _reason(key: str, raw: object) -> str:
+    return requests.text(key, raw, requests.REASON_CHARS)
+
+
+_CHECKS: Checks = {"servers": _servers, "dry_run": requests.truth, "reason": _reason}

@@ -27,7 +27,7 @@ from memscaler.daemon.signals import has_terminal
 from memscaler.servers import child, marks
 from memscaler.servers.aside import aside
 from memscaler.servers.ending import is_restart
-from memscaler.servers.places import Places
+from memscaler.servers.places import Places, own_user
 from memscaler.servers.supervisor import Supervisor
 
 REREAD_S = 30.0
@@ -119,7 +119,7 @@ async def _serve(
     async with contextlib.AsyncExitStack() as stack:
         answering = control(Running(supervisor, reread)) if control is not None else None
         servers = mine(settings, user)
-        log.info("supervisor.started", servers=len(servers), user=user or "default", runtime_dir=str(places.runtime))
+        log.info("supervisor.started", servers=len(servers), user=own_user(), runtime_dir=str(places.runtime))
         supervisor.open(servers, await marks.lost(places.state))
         if answering is not None:
             await answering.start()

@@ -15,6 +15,7 @@ from memscaler.daemon.servers import option
 from memscaler.planner.memory import Demand
 from memscaler.planner.words import read
 from memscaler.servers import flags
+from memscaler.servers.health import Door, is_encrypted
 from memscaler.servers.keep import User
 from memscaler.servers.layout import Layout
 
@@ -39,6 +40,7 @@ _OWN = {
     "cache_type_v": "--cache-type-v",
 }
 _PLACING = frozenset({"tensor_split", "split_mode", "main_gpu", flags.OVERRIDES})
+_LAYERS = tuple(name for flag in flags.FLAGS if flag.field == "n_gpu_layers" for name in flag.names)
 _DEVICE = ("-dev", "--device")  # not our engine's
 # Variables for these would change what was planned for; as words behind "--" the planner has read them.
 _PLANNED = _PLACING | {
@@ -84,18 +86,46 @@ def check_further(words: Sequence[str], *, placed: bool) -> None:
             raise UsageError(f"{word} contradicts the plan", hint="--no-smart-split leaves placing the model to you")
 
 
+def own_option(flag: flags.Flag) -> str:
+    """What serve calls this flag of llama-server's; "" if it has no option for it."""
+    return "" if KEY_FILE in flag.names else _OWN.get(flag.field, "")
+
+
 def check_host(host: str) -> None:
     """Raise UsageError for what cannot be governed by its port."""
     if host.endswith(".sock") or "," in host:
         raise UsageError(f"--host {host}: one address", hint="connections to a Unix socket cannot be counted")
 
 
-def command(program: Sequence[str], wanted: Wanted, placing: Sequence[str]) -> tuple[str, ...]:
-    """The server's command line. placing: the plan's words."""
+def command(program: Sequence[str], wanted: Wanted, layout: Layout) -> tuple[str, ...]:
+    """The server's command line, with the plan's words."""
+    further, placing = _one_count_of_layers(wanted.further, layout)
     words = [*program, "-m", str(wanted.model), "--host", wanted.host, "--port", str(wanted.port)]
     words += ["--alias", wanted.alias] if wanted.alias else []
     words += ["--mmproj", wanted.projector] if wanted.projector else []
-    return (*words, *wanted.size, *wanted.further, *placing)
+    return (*words, *wanted.size, *further, *placing)
+
+
+def _one_count_of_layers(further: Sequence[str], layout: Layout) -> tuple[Sequence[str], Sequence[str]]:
+    """The operator's words and the plan's with one -ngl between them: the operator's, unless less of it fits."""
+    said, planned = option(further, *_LAYERS), option(layout.words, *_LAYERS)
+    if not said or not planned:
+        return further, layout.words
+    is_all = bool(layout.document.get("whole")) and said.isdecimal() and int(said) >= int(planned)
+    if said == planned or is_all:
+        return further, _without_layers(layout.words)
+    return _without_layers(further), layout.words
+
+
+def _without_layers(words: Sequence[str]) -> list[str]:
+    kept, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        if word in _LAYERS:
+            del left[:1]
+        elif word.partition("=")[0] not in _LAYERS:
+            kept.append(word)
+    return kept
 
 
 def size_words(given: Mapping[str, str | int]) -> tuple[str, ...]:
@@ -125,20 +155,16 @@ def name_of(model: Path) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", model.stem).replace(",", "_")
 
 
-def reached_at(host: str) -> str:
-    """An address that it answers at, from here."""
-    return _ALL.get(host, host)
+def door_of(wanted: Wanted, environment: Mapping[str, str]) -> Door:
+    """An address that it answers at, from here; its health page is behind --api-prefix, too."""
+    path = f"{option(wanted.further, '--api-prefix')}/health"
+    encrypted = is_encrypted(wanted.further, environment)
+    return Door(_ALL.get(wanted.host, wanted.host), wanted.port, path, encrypted)
 
 
-def health_path(further: Sequence[str]) -> str:
-    """Behind --api-prefix, too."""
-    return f"{option(further, '--api-prefix')}/health"
-
-
-def url(host: str, port: int) -> str:
+def url(door: Door) -> str:
     """For a client on this machine."""
-    name = reached_at(host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    return f"{'https' if door.encrypted else 'http'}://{door.name}"
 
 
 @contextlib.contextmanager
@@ -171,26 +197,48 @@ def log_of(place: str, port: int, user: User | None) -> Iterator[tuple[int | Non
         os.close(fd)
 
 
-def _opened_as(user: User | None, path: str) -> int:
-    """With that user's rights: a file that root would be lured into writing is not written."""
+@contextlib.contextmanager
+def _rights_of(user: User | None) -> Iterator[None]:
+    """What is opened now is opened with that user's rights."""
     groups = os.getgroups()
     if user is not None:
         os.setgroups(user.groups)
         os.setegid(user.gid)
         os.seteuid(user.uid)
-    flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        try:
-            return os.open(path, os.O_RDWR | flags, 0o644)  # read for what it said last
-        except PermissionError:
-            return os.open(path, os.O_WRONLY | flags, 0o644)
-    except OSError as error:
-        raise MemscalerError(f"cannot write the log {path}: {error.strerror}") from error
+        yield
     finally:
         if user is not None:
             os.seteuid(0)
             os.setegid(0)
             os.setgroups(groups)
+
+
+def check_readable(path: Path, user: User | None) -> None:
+    """Raise UsageError for a model that the server, which has that user's rights, could not read."""
+    try:
+        with _rights_of(user), path.open("rb"):
+            return
+    except OSError as error:
+        hint = "name a GGUF file with --model"
+        whose = ""
+        if user is not None and isinstance(error, PermissionError):
+            whose = f" as {user.name}, who called sudo"
+            hint = f"the server runs as {user.name}: chmod or move the file, or call it as root without sudo"
+        raise UsageError(f"cannot read {path}{whose}: {error.strerror}", hint=hint) from error
+
+
+def _opened_as(user: User | None, path: str) -> int:
+    """With that user's rights: a file that root would be lured into writing is not written."""
+    flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        with _rights_of(user):
+            try:
+                return os.open(path, os.O_RDWR | flags, 0o644)  # read for what it said last
+            except PermissionError:
+                return os.open(path, os.O_WRONLY | flags, 0o644)
+    except OSError as error:
+        raise MemscalerError(f"cannot write the log {path}: {error.strerror}") from error
 
 
 def last_lines(log: int, count: int = 8) -> list[str]:

@@ -18,10 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from memscaler.core.errors import MemscalerError
-from memscaler.servers import health, keep
+from memscaler.servers import child, health, keep, marks
+from memscaler.servers.aside import aside_within
 from memscaler.servers.beside import Document, Seen, watch_of
 from memscaler.servers.decide import Verdict
 from memscaler.servers.health import Door
@@ -32,6 +34,7 @@ GOVERNOR_STOP_S = 30.0  # it wakes GPUs; a driver call may take long
 GOVERNOR_START_S = 60.0
 FOUND_S = 15.0  # for a governor that discovers servers by itself
 LOOK_S, SLOWEST_S = 0.1, 1.0
+ASK_S = 3.0
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Ask = Callable[[], Document]
@@ -43,7 +46,7 @@ class Order:
 
     ask: the status of the governor that runs, None: there is none to be asked. known: it watches the port already.
     hold: keeps the server's GPUs awake while it loads, which no connection shows; None: nobody who could.
-    output: a descriptor for what the server says, None: ours.
+    output: a descriptor for what the server says, None: ours. gpus: UUIDs of those that it was given.
     """
 
     server: Sequence[str]
@@ -55,10 +58,14 @@ class Order:
     known: bool = False
     hold: Callable[[], AbstractContextManager[object]] | None = None
     output: int | None = None
+    gpus: Sequence[str] = ()
 
 
 class Screen(Protocol):
     """Where it is said how far it is."""
+
+    look_every_s: float | None
+    """How often it wants to know the state; None: never."""
 
     def progress(self, text: str) -> None:
         """What is waited for now; "" for nothing more."""
@@ -75,6 +82,27 @@ class Screen(Protocol):
     def warn(self, text: str) -> None:
         """Something is not as it should be."""
         ...
+
+    def state(self, document: Document) -> None:
+        """The governor's status, now and then while it serves."""
+        ...
+
+    def saved(self, saved: Saved) -> None:
+        """At the end: what it was good for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """By some GPUs, of all that the governor has counted. parked_s: all of them together. at_s: of the clock."""
+
+    parked_s: float
+    energy_j: float
+    at_s: float
+
+    def since(self, before: Saved) -> Saved:
+        """at_s: how long that was."""
+        return Saved(self.parked_s - before.parked_s, self.energy_j - before.energy_j, self.at_s - before.at_s)
 
 
 class ServerEnded(MemscalerError):
@@ -99,6 +127,8 @@ class Session:
         self._server: Kept | None = None
         self._governor: subprocess.Popen[bytes] | None = None
         self._held = ExitStack()
+        self._mark = marks.new(Path("/"), f"serve-{order.door.port}")
+        self._before: Saved | None = None
         self._stop: asyncio.Future[int]
         self._server_over: asyncio.Future[None]
         self._governor_over: asyncio.Future[None]
@@ -154,15 +184,18 @@ class Session:
         self._screen.progress("starting the server")
         order, began_s = self._order, time.monotonic()
         await self._hold()
-        self._server = Kept(order.server, order.environment, order.output, user=order.user, stop_s=STOP_S)
+        environment = {**order.environment, marks.VARIABLE: self._mark}
+        self._server = Kept(order.server, environment, order.output, user=order.user, stop_s=STOP_S)
         self._on_end(self._server.pid, self._server_over)
         if not await self._is_ready():
             return self._ended()
         self._held.close()
         self._screen.ready(time.monotonic() - began_s)
+        self._before = await self._saved()
         await self._see_whether_it_is_found()
-        if not await self._first(None, self._stop, self._server_over, self._governor_over):
-            return self._ended()
+        while not await self._first(self._screen.look_every_s, self._stop, self._server_over, self._governor_over):
+            if document := await self._told():
+                self._screen.state(document)
         if self._governor_over.done() and not (self._stop.done() or self._server_over.done()):
             self._screen.warn(
                 "the governor has ended; the server goes on, and its GPUs stay awake. Ctrl-C and serve again to have "
@@ -212,6 +245,21 @@ class Session:
             if await self._first(SLOWEST_S, self._stop, self._server_over):
                 return
 
+    async def _told(self) -> Document:
+        """The governor's status, {} if it says none in time: one that does not answer holds up no end."""
+        if self._order.ask is None:
+            return {}
+        nothing: Document = {}
+        with contextlib.suppress(MemscalerError):
+            return await aside_within(ASK_S, self._order.ask, nothing)
+        return nothing
+
+    async def _saved(self) -> Saved | None:
+        """So far; None if nobody counts."""
+        gpus = [gpu for gpu in (await self._told()).get("gpus", ()) if gpu["uuid"] in self._order.gpus]
+        sums = [sum(float(gpu[key]) for gpu in gpus) for key in ("parked_s", "energy_saved_j")]
+        return Saved(sums[0], sums[1], time.monotonic()) if gpus else None
+
     def _ended(self) -> int:
         if self._stop.done():
             return self._stop.result()
@@ -234,6 +282,10 @@ class Session:
             self._server.kill()  # where its keeper is stuck
             await self._first(KEEPER_S, self._server_over)
             self._server.close()
+            if self._server.lost_its_keeper:
+                await child.clear_strays(self._mark)
+        if self._before is not None and (now := await self._saved()) is not None:
+            self._screen.saved(now.since(self._before))
         if self._governor is not None and self._governor.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self._governor.send_signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,19 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a server got at its start. gpus: UUIDs; names: how operators call these.
+
+    arguments: the planner's words for llama-server; layers: where it put what, in words.
+    """
+
+    gpus: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A server that ran when the file was written. server: as it was when it was started. Times: of the wall clock."""
 
@@ -50,7 +63,7 @@ class Record:
     state: ServerState
     since_unix_s: float
     hooks: tuple[Ran, ...] = ()
-    gpus: tuple[str, ...] = ()
+    given: Given = field(default_factory=Given)
     log: str = ""
     log_begins: int = 0
     restarts: int = 0
@@ -136,7 +149,7 @@ def _record(raw: Mapping[str, Any]) -> Record:
             "process": _ran(raw["process"]),
             "state": ServerState(raw["state"]),
             "hooks": tuple(_ran(each) for each in raw["hooks"]),
-            "gpus": tuple(raw["gpus"]),
+            "given": Given(**_frozen_all(raw["given"])),
         }
     )
 
@@ -163,6 +176,10 @@ def _hook(raw: Mapping[str, Any]) -> Hook:
     known = {item.name for item in dataclasses.fields(Hook)}
     plain = {key: _frozen(value) for key, value in raw.items() if key in known and key != "hooks"}
     return Hook(**plain, hooks=tuple(_hook(each) for each in raw["hooks"]))
+
+
+def _frozen_all(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _frozen(value) for key, value in raw.items()}
 
 
 def _frozen(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from memscaler.config.servers import Hook, Server
@@ -16,6 +17,7 @@ from memscaler.servers.requests import (
     Enable,
     Follow,
     List,
+    Pending,
     Reload,
     Request,
     Restart,
@@ -49,7 +51,7 @@ class Steering:
                 return await self._show(name)
             case Apply(dry_run):
                 return await self.apply(dry_run=dry_run)
-            case Reload():
+            case Reload() | Pending():
                 return await self.apply(dry_run=True)
             case _:
                 self._do(request)
@@ -73,11 +75,13 @@ class Steering:
             Enable: self._supervisor.enable,
             Disable: self._supervisor.disable,
             Start: self._supervisor.start,
-            Stop: self._supervisor.stop,
+            Stop: partial(self._supervisor.stop, reason=request.reason if isinstance(request, Stop) else ""),
             Restart: self._supervisor.restart,
         }
-        for name in request.servers:  # all or none: a name that is not there comes before the first deed
+        for name in request.servers:  # all or none: what cannot be done comes before the first deed
             self._supervisor.description(name)
+            if isinstance(request, Start | Restart):
+                self._supervisor.require_enabled(name)
         for name in request.servers:
             verbs[type(request)](name)
 
@@ -93,10 +97,12 @@ class Steering:
         self._supervisor.description(name)  # is it there?
         pending = await self._pending(name)
         place = self._supervisor.log_place(name)
+        given = self._supervisor.given(name)
         report = next(each for each in self._supervisor.report().servers if each.name == name)
         return {
             "report": asdict(report),
             "description": described(self._supervisor.description(name)),
+            "planned": {"arguments": list(given.arguments), "layers": list(given.layers)},
             "pending": pending,
             "log": {"identifier": place.identifier, "path": place.path},
         }

@@ -21,7 +21,7 @@ from memscaler.core.servers import REPORT, SCHEMA, ServerState, SupervisorReport
 from memscaler.servers import child, decide, logs, marks, state
 from memscaler.servers.charge import Charge, Surroundings
 from memscaler.servers.places import Places, own_user
-from memscaler.servers.state import Corrupt, Record
+from memscaler.servers.state import Corrupt, Given, Record
 
 WRITE_AGAIN_S = 10.0
 _FAILING = frozenset({ServerState.FAILED, ServerState.WAITING})
@@ -273,17 +273,17 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Also one that has failed. Raise UsageError."""
-        self._enabled_one(name).post(decide.Start())
+        self.require_enabled(name).post(decide.Start())
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, reason: str = "") -> None:
         """Until somebody starts it, or the supervisor itself is started anew. Raise UsageError."""
         charge = self._one(name)
         if charge.standing.state is not ServerState.DISABLED:
-            charge.post(decide.Stop(reason="stopped by an operator"))
+            charge.post(decide.Stop(reason=reason or "stopped by an operator"))
 
     def restart(self, name: str) -> None:
-        """As it is described now. Raise UsageError."""
-        self._enabled_one(name).post(decide.Restart("an operator wants it"))
+        """As its description was when it was last applied. Raise UsageError."""
+        self.require_enabled(name).post(decide.Restart("an operator wants it"))
 
     def enable(self, name: str) -> None:
         """From now on, whatever its description says. Raise UsageError, MemscalerError if it cannot be charge."""
@@ -316,7 +316,8 @@ class Supervisor:
             raise UsageError(f"there is no server {name}", hint=f"there are: {known}")
         return charge
 
-    def _enabled_one(self, name: str) -> Charge:
+    def require_enabled(self, name: str) -> Charge:
+        """It is there and may run. Raise UsageError."""
         charge = self._one(name)
         if not self.enabled(charge.server):
             raise UsageError(f"server {name} is disabled", hint=f"memscaler servers enable {name}")
@@ -326,6 +327,10 @@ class Supervisor:
         """As its process was started; as described, if there is none. Raise UsageError."""
         charge = self._one(name)
         return charge.launched or charge.server
+
+    def given(self, name: str) -> Given:
+        """What its process got at its start. Raise UsageError."""
+        return self._one(name).given
 
     def pending(self, name: str) -> tuple[str, ...]:
         """The fields that are described otherwise than what runs. Raise UsageError."""

@@ -49,7 +49,7 @@ class Served:
 
     @cached_property
     def port(self):
-        return int(re.search(r"at http://\S+?:(\d+)/v1", self.told)[1])
+        return int(re.search(r"at https?://\S+?:(\d+)/v1", self.told)[1])
 
     @property
     def address(self):

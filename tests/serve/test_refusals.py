@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.governor import REPOSITORY, governing
+from tests.governor import REPOSITORY, governing, watch_table
 from tests.serve.conftest import program
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,6 +35,12 @@ def refused(serve, *arguments, **more):
         (["--cache-type-k", "q9"], 2, "q9"),
         (["--idle-after", "soon"], 2, "soon"),
         (["--", "--port", "8080"], 2, "write --port before --"),
+        (["other.gguf"], 2, "two models: other.gguf and "),
+        (["-ngl", "9"], 2, "-ngl is llama-server's, and goes behind --\nhint: memscaler serve ... -- -ngl 9\n"),
+        (["-fa"], 2, "memscaler serve ... -- -fa\n"),
+        (["--prallel", "2"], 2, "did you mean --parallel?"),
+        (["--lora", "a.gguf"], 2, "if it is llama-server's: memscaler serve ... -- --lora"),
+        (["-hf", "someone/model"], 2, "serve takes a model that is here, and downloads none"),
         (["--", "-c", "8192"], 2, "write --n-ctx before --"),
         (["--", "-ts", "1,1"], 2, "--no-smart-split"),
         (["--", "--device", "CUDA0"], 2, "--no-smart-split"),
@@ -55,13 +61,63 @@ def test_models(serve, tmp_path):
     )
     assert (done.returncode, done.stderr) == (2, "memscaler: no model\nhint: memscaler serve --model FILE.gguf\n")
     assert refused(serve, model=tmp_path / "none.gguf") == (
-        1,
+        2,
         f"memscaler: cannot read {tmp_path}/none.gguf: No such file or directory\nhint: name a GGUF file with --model\n",
     )
     (tmp_path / "text.gguf").write_text("once upon a time")
     code, said = refused(serve, model=tmp_path / "text.gguf")
-    assert code == 1
+    assert code == 2
     assert "text.gguf: 16 bytes are no model" in said
+
+
+def test_a_wrong_model_for_the_cpu(tmp_path):
+    """The same, where there is no GPU to plan for."""
+    (tmp_path / "text.gguf").write_text("once upon a time")
+    words = [sys.executable, "-m", "memscaler", "serve", str(tmp_path / "text.gguf"), "--port", "0", "--dry-run"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "text.gguf: 16 bytes are no model" in done.stderr
+
+
+def test_the_words_of_llama_server(model, tmp_path):
+    """Its names for our options, and plan's, mean the same; a model needs no --model."""
+    words = [str(model), "-np", "3", "--ctx-size=8192", "-ctk", "bf16", "--batch_size", "1024", "--ubatch", "256"]
+    words += ["--simulate", "p40", "--runtime-dir", str(tmp_path / "run"), "--port", "0", "--dry-run", "--json"]
+    command = [sys.executable, "-m", "memscaler", "serve", *words, "--", "--metrics"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")
+    server = " ".join(json.loads(done.stdout)["server"])
+    assert f"-m {model} " in server
+    assert " -c 8192 -np 3 -b 1024 -ub 256 -ctk bf16 --metrics -ngl " in server
+
+
+@pytest.mark.parametrize(("said", "shown"), [("99", "99"), ("3", "3"), ("1", "1")])
+def test_one_count_of_layers(model, tmp_path, said, shown):
+    """What the operator says of -ngl is in the command line, and nothing of the plan's that contradicts it."""
+    words = ["--model", str(model), "--simulate", "p40", "--runtime-dir", str(tmp_path / "run"), "--port", "0"]
+    command = [sys.executable, "-m", "memscaler", "serve", *words, "--dry-run", "--json", "--force", "--", "-ngl", said]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")
+    server = json.loads(done.stdout)["server"]
+    assert [server[at + 1] for at, word in enumerate(server) if word == "-ngl"] == [shown]
+
+
+def test_a_url_is_no_model():
+    """As -hf: nothing is downloaded, and it is said how."""
+    command = [sys.executable, "-m", "memscaler", "serve", "https://example.org/m.gguf", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert "serve takes a model that is here, and downloads none\nhint: download it first" in done.stderr
+
+
+def test_a_model_that_only_root_can_read(serve, tmp_path, model):
+    """With sudo the server is the caller's, who cannot: refused before anything is started."""
+    secret = tmp_path / "secret.gguf"
+    secret.write_bytes(model.read_bytes())
+    secret.chmod(0o600)
+    code, said = refused(serve, model=secret, env={"SUDO_UID": "65534", "SUDO_GID": "65534"})
+    assert code == 2
+    assert f"cannot read {secret} as nobody, who called sudo: Permission denied" in said
 
 
 def test_what_does_not_fit_can_be_forced(serve):
@@ -85,30 +141,70 @@ def test_a_taken_port(serve):
     assert f"(pid {os.getpid()})" in said
 
 
+def test_a_dry_run_takes_no_port(serve):
+    """That somebody listens there is only said."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serve("--port", str(port), "--dry-run") as served:
+            assert served.wait() == 0
+            assert f"port {port} is taken: " in served.said
+            assert "; without --dry-run it refuses\n" in served.said
+            assert f" --port {port} " in served.told
+
+
 def test_a_governor_that_does_not_watch_the_port(serve, tmp_path):
     """It could park our GPU: refused, with what makes it watch; it may be served all the same."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        spec = f"{other.getsockname()[1]}:gpu0"
-        with governing(tmp_path / "run", "a40", "--port", spec):
+        port = other.getsockname()[1]
+        with governing(tmp_path / "run", "a40", "--port", f"{port}:gpu0"):
             code, said = refused(serve)
             assert code == 1
             assert "does not watch port" in said
+            assert "it was started with --port" in said
+            assert "conf.d" not in said
+        config = tmp_path / "config.toml"
+        config.write_text(watch_table(other, "gpu0"))
+        with governing(tmp_path / "run", "a40", "--config", str(config)):
+            code, said = refused(serve)
+            assert code == 1
             assert "conf.d/serve-" in said
+            assert "another `memscaler serve`" not in said
             with serve("--ungoverned") as served:
                 served.wait_ready()
                 assert served.stop() == 130
 
 
 def test_a_governor_that_watches_other_gpus(serve, tmp_path):
-    """Said at the start; it is served."""
+    """It could park ours while they work: refused, with what to do; a dry run says so."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with (
-        governing(tmp_path / "run", "a40,p40", "--port", f"{port}:gpu1"),
-        serve("--port", str(port), boards="a40,p40") as served,
-    ):
-        served.wait_ready()
-        assert f"the watch of port {port} does not drive {served.board.uuid}" in served.said
+    with governing(tmp_path / "run", "a40,p40", "--port", f"{port}:gpu1") as governor:
+        uuid = governor.driver.boards[0].uuid
+        code, said = refused(serve, "--port", str(port), boards="a40,p40")
+        assert code == 1
+        assert f"watches port {port} for other GPUs than {uuid}" in said
+        assert f"start it again with --port {port}:{uuid}" in said
+        with serve("--port", str(port), "--dry-run", boards="a40,p40") as served:
+            assert served.wait() == 0
+            assert f"watches port {port} for other GPUs than {uuid}" in served.said
+
+
+def test_the_governor_of_another_serve(serve, model, tmp_path):
+    """It reads no tables, and ends with its server: the advice that fits stands alone."""
+    with serve() as first:
+        first.wait_ready()
+        words = ["--simulate", "a40", "--runtime-dir", str(tmp_path / "run"), "--port", "0"]
+        second = subprocess.run(
+            [sys.executable, "-m", "memscaler", "serve", "--model", str(model), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=REPOSITORY,
+        )
+        assert second.returncode == 1
+        assert "it is that of another `memscaler serve`" in second.stderr
+        assert "conf.d" not in second.stderr
+        assert first.stop() == 130
 
 
 @pytest.mark.parametrize("number", ["4294967295", "nobody", "99999999999999999999"])

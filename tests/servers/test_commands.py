@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from memscaler.servers import places
 from tests.asked import answering, short_folder
 from tests.governor import eventually
 from tests.servers.bench import NOBODY, alive, free_port
-from tests.servers.steered import steered
+from tests.servers.steered import as_user, steered
 from tests.servers.test_control import Answering
 
 
@@ -224,6 +225,64 @@ def answer_with(name, user):
     return answer
 
 
+def test_root_finds_what_was_started_by_hand(bench):
+    """Below the home of a user who has not logged in: all of it, and by --user."""
+    home = bench.folder / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    bench.describe({"name": "a", "command": bench.small("--port", free_port())})
+    own = [f"HOME={home}", *as_user(NOBODY), sys.executable, "-m", "memscaler", "servers", "run"]
+    words = ["env", *own, "--config", str(bench.folder / "config.toml")]
+    hand = subprocess.Popen(words, env=bench.environ, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(*more):
+        command = [sys.executable, "-m", "memscaler", "servers", *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=bench.environ, cwd="/")
+
+    try:
+        eventually(lambda: "ready" in ask("list", "--user", "nobody").stdout)
+        told = json.loads(ask("list", "--json").stdout)
+        assert "nobody" in [each["user"] for each in told["supervisors"]]
+        assert ask("restart", "a", "--user", "nobody").returncode == 0
+        assert "no supervisor of user bob runs" in ask("list", "--user", "bob").stdout
+    finally:
+        hand.terminate()
+        hand.wait(60)
+
+
+def test_what_a_killed_supervisor_has_left(bench):
+    """Whether the process lives, and what takes it over: here no unit, for it was started by hand."""
+    bench.describe({"name": "a", "command": bench.small("--port", free_port())})
+    file = str(bench.folder / "config.toml")
+    words = ["servers", "run", "--config", file, "--runtime-dir", str(bench.runtime)]
+
+    def told():
+        return bench.told("list", "--config", file)["servers"][0]
+
+    hand = subprocess.Popen(
+        [*as_user(NOBODY), sys.executable, "-m", "memscaler", *words],
+        env=bench.environ,
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: told()["state"] == "ready")
+        pid = told()["pid"]
+        hand.kill()
+        hand.wait(60)
+        assert (told()["state"], told()["pid"]) == ("unattended", pid)
+        assert told()["reason"] == (
+            f"its supervisor does not run: memscaler servers run; its process runs on (pid {pid}), and is adopted then"
+        )
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not alive(pid))
+        assert told()["reason"].endswith("memscaler servers run; its process has ended")
+    finally:
+        hand.kill()
+        hand.wait(60)
+
+
 # ---- steering ------------------------------------------------------------------------------------------------------
 
 
@@ -283,22 +342,27 @@ def test_apply_that_goes_wrong(bench):
     assert (told["removed"], told["added"], told["changed"]) == (["bad"], [], {})
 
 
+def reloads(governor):
+    return governor.requests.count(ReloadWanted())
+
+
 def test_apply_tells_the_governor(bench):
     """Root's apply has it reload; somebody else is told what to run; without a change nobody is bothered."""
     bench.describe({"name": "a", "command": bench.small("--port", free_port())})
     bench.governor = bench.folder / "governor"
     bench.governor.mkdir()
     with answering(bench.governor) as governor:
+        governor.answer = lambda _: {"discover": True, "watches": [], "pid": 1}  # it would find them by itself
         bench.begin()
         bench.until("a", "ready")
         bench.told("apply")
-        assert governor.requests == []
+        assert reloads(governor) == 0
         bench.describe({"name": "a", "command": bench.small("--port", free_port())})
         assert "the governor has reloaded" in bench.ask("apply").stdout
-        assert governor.requests == [ReloadWanted()]
+        assert reloads(governor) == 1
         bench.describe({"name": "a", "command": bench.small("--port", free_port())})
         assert "sudo memscaler reload" in bench.ask("apply", user=NOBODY).stdout
-        assert governor.requests == [ReloadWanted()]
+        assert reloads(governor) == 1
     bench.describe({"name": "a", "command": bench.small("--port", free_port())})
     assert bench.told("apply")["governor"] is None
 
@@ -330,6 +394,43 @@ def test_verbs(bench):
     assert bench.server("a")["state"] == "disabled"
     assert bench.ask("enable", "--all").returncode == 0
     assert {each["state"] for each in bench.report().values()} == {"ready"}
+
+
+def test_all_leaves_out_what_is_disabled(bench):
+    """And says so; by name it is refused, before anything is done to the others."""
+    bench.describe(
+        {"name": "a", "command": bench.small("--port", free_port())},
+        {"name": "m", "command": bench.small(), "enabled": False, "health": "off"},
+        {"name": "z", "command": bench.small("--port", free_port())},
+    )
+    bench.begin()
+    before = {name: bench.until(name, "ready")["pid"] for name in "az"}
+    refused = bench.ask("restart", "a", "m", "z")
+    assert refused.returncode == 2
+    assert {name: bench.server(name)["pid"] for name in "az"} == before
+    done = bench.ask("restart", "--all")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "memscaler: left out, for they are disabled: m; memscaler servers enable NAME\n",
+    )
+    for name in "az":
+        assert bench.server(name)["state"] == "ready"
+        assert bench.server(name)["pid"] != before[name]
+    assert bench.server("m")["state"] == "disabled"
+
+
+def test_restart_says_that_it_is_described_otherwise(bench):
+    """It starts what was applied last; what `apply` would change is marked at once."""
+    words = bench.small("--port", free_port())
+    bench.describe({"name": "a", "command": words})
+    bench.begin()
+    bench.until("a", "ready")
+    bench.describe({"name": "a", "command": [*words, "--say", "new"]})
+    done = bench.ask("restart", "a")
+    assert done.returncode == 0
+    assert "ready*" in done.stdout
+    assert "* described otherwise than it runs: a (command); sudo memscaler servers apply" in done.stdout
+    assert bench.told("restart", "a")["servers"][0]["pending"] == ["command"]
 
 
 def test_no_wait(bench):
@@ -460,6 +561,14 @@ def test_logs_in_the_journal(bench, tmp_path):
     assert done.stdout == "--no-pager --no-hostname -o short-iso -t memscaler-qwen.tunnel -n 20 --follow\n"
 
 
+def test_logs_of_nobody(bench, tmp_path):
+    """No supervisor, no such server, no journal: the first two are what is wrong."""
+    environ = {**bench.environ, "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(bench.words("logs", "chat"), capture_output=True, text=True, check=False, env=environ)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("memscaler: no supervisor runs, and no server chat has a log here\nhint: start it: ")
+
+
 # ---- gppm ----------------------------------------------------------------------------------------------------------
 
 GPPM = """\
@@ -518,3 +627,29 @@ def test_import_of_nonsense(bench, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=bench.environ)
     assert done.returncode == 78
     assert not Path(tmp_path / "out").exists()
+
+
+def test_import_of_a_directory_with_a_bad_file(bench, tmp_path):
+    """The others are imported; a template that nobody has filled in is one that is wrong."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/good.yaml").write_text(GPPM)
+    (tmp_path / "configs/bad.yaml").write_text("- name: [1\n")
+    (tmp_path / "configs/raw.yaml").write_text('- name: "{{ name }}"\n  command: x --port 1\n')
+    words = [*bench.words("import")[:-2], str(tmp_path / "configs"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=bench.environ)
+    assert done.returncode == 1
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["good.toml"]
+    assert "good.toml: qwen" in done.stdout
+    assert "left out: " in done.stderr
+    assert "bad.yaml:" in done.stderr
+    assert "raw.yaml:1: name: '{{ name }}' is a template" in done.stderr
+
+
+def test_import_of_a_model(bench, tmp_path):
+    """A file that is no text at all is named as what it is not."""
+    file = tmp_path / "chat.gguf"
+    file.write_bytes(b"GGUF\x03\x00\x8c\xff" * 100)
+    words = [*bench.words("import")[:-2], str(file), "--output", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=bench.environ)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"memscaler: {file} is no text, so it is no YAML\nhint: ")

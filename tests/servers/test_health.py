@@ -1,7 +1,9 @@
 """Looks at a server's health."""
 
 import asyncio
+import http.server
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -146,3 +148,46 @@ print({(each.verdict.value, each.text) for each in answers})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "'ready'" not in done.stdout
     assert "nobody listens on port 40000 yet" in done.stdout
+
+
+def test_a_server_with_a_certificate(tmp_path):
+    """It is asked in TLS; nobody need have signed it. Its command line says so, or its variables."""
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=example"]
+    subprocess.run([*words, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        command = ("llama-server", "--ssl-key-file", str(key), "--ssl-cert-file", str(certificate))
+        door = health.door_of(Server(name="a", command=command, port=port))
+        assert door == Door("127.0.0.1", port, encrypted=True)
+        assert asyncio.run(health.look(door)).verdict is Verdict.READY
+        said = asyncio.run(health.look(Door("127.0.0.1", port)))
+        assert said.verdict is Verdict.SILENT
+        server.shutdown()
+    variables = (("LLAMA_ARG_SSL_KEY_FILE", "k"), ("LLAMA_ARG_SSL_CERT_FILE", "c"))
+    assert health.door_of(Server(name="a", command=("x",), environment=variables, port=1)).encrypted
+    assert not health.door_of(Server(name="a", command=("x", "--ssl-key-file", "k"), port=1)).encrypted
+
+
+def test_a_certificate_that_is_not_spoken():
+    """A server that was to speak TLS and does not: it is not ready."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = asyncio.run(health.look(Door("127.0.0.1", server.server_address[1], encrypted=True)))
+        assert said.verdict is Verdict.SILENT
+        server.shutdown()
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """200."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass

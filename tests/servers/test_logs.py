@@ -92,6 +92,25 @@ def test_without_a_journal_it_is_a_file_and_only_where_that_is_allowed(folder):
         logs.opened("b", "file", folder / "logs", folder / "stdout")
 
 
+# As llama.cpp and a server in Python end: the first says why and goes on, the second says why last, or nearly.
+LLAMA = b"""\
+load_tensors: loading model tensors, this can take a while
+cudaMalloc failed: out of memory
+alloc_tensor_range: failed to allocate CUDA0 buffer of size 4096
+llama_model_load: error loading model: unable to allocate CUDA0 buffer
+srv    load_model: failed to load model, 'x.gguf'
+srv    operator(): cleaning up before exit...
+main: exiting due to model loading error
+"""
+PYTHON = b"""\
+Traceback (most recent call last):
+  File "server.py", line 3, in <module>
+    raise RuntimeError("invalid")
+RuntimeError: CUDA driver too old
+[rank0] shutting down
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "begins", "said"),
     [
@@ -102,13 +121,23 @@ def test_without_a_journal_it_is_a_file_and_only_where_that_is_allowed(folder):
         (b"cut short\n", 1000, "cut short"),
         (b"\x1b[31mred\x1b[0m\x00\xff\n", 0, "[31mred [0m \ufffd"),
         (b"x" * 100_000, 0, "x" * 159 + "…"),
+        (LLAMA, 0, "cudaMalloc failed: out of memory"),
+        (b"load failed\nbye\n", 0, "load failed"),
+        (b"error: long ago\n" + b"well\n" * 20, 0, "well"),
+        (PYTHON, 0, "RuntimeError: CUDA driver too old"),
     ],
 )
 def test_the_last_words(folder, text, begins, said):
-    """The last line that says something, of this process, harmless on a terminal."""
+    """The line that says why, else the last that says something, of this process, harmless on a terminal."""
     (folder / "a.log").write_bytes(text)
-    assert logs.last_line(logs.Place(path=str(folder / "a.log")), begins) == said
-    assert logs.last_line(logs.Place(identifier="a")) == ""
+    assert logs.last_words(logs.Place(path=str(folder / "a.log")), begins) == said
+    assert logs.last_words(logs.Place(identifier="a")) == ""
+
+
+def test_who_was_killed_could_not_say_why(folder):
+    """An earlier line that sounds like an error is not the reason, the last one is what it was at."""
+    (folder / "a.log").write_bytes(b"warning: no such device, error ignored\nlistening\n")
+    assert logs.last_words(logs.Place(path=str(folder / "a.log")), killed=True) == "listening"
 
 
 def test_rotation_keeps_what_was_written_and_no_more_than_it_should(folder):

@@ -20,7 +20,7 @@ def test_every_example_is_taken(example, tmp_path):
     (tmp_path / "config.toml").write_text("")
     (tmp_path / "servers.d/chat.toml").write_text(example + "\n")
     (server,) = load({}, {}, tmp_path / "config.toml").servers
-    assert server.name in ("chat", "whisper", "large", "notebook")
+    assert server.name in ("chat", "whisper", "large", "notebook", "codestral")
     assert server.port
 
 
@@ -31,6 +31,22 @@ def test_the_hook_is_taken(tmp_path):
     (tmp_path / "config.toml").write_text(f"{server}\n\n{hook}\n")
     (found,) = load({}, {}, tmp_path / "config.toml").servers
     assert [each.name for each in found.hooks] == ["tunnel"]
+
+
+def test_the_file_of_gppm_means_the_same(tmp_path):
+    """It is read as it stands there, and the TOML beside it describes the same server, with its GPUs and its hook."""
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "servers.d").mkdir()
+    found = []
+    for ending in ("yaml", "toml"):
+        block = next(block for block in BLOCKS if f"/servers.d/codestral.{ending}" in block)
+        file = tmp_path / f"servers.d/codestral.{ending}"
+        file.write_text(block + "\n")
+        found += load({}, {}, tmp_path / "config.toml").servers
+        file.unlink()
+    assert found[0] == found[1]
+    assert (found[0].name, found[0].port, found[0].gpus) == ("codestral", 8081, ("gpu0", "gpu1"))
+    assert [hook.name for hook in found[0].hooks] == ["tunnel"]
 
 
 def test_the_defaults_are_the_defaults(tmp_path):

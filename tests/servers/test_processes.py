@@ -102,6 +102,17 @@ def test_a_killed_server_is_started_again(b):
     assert b.events("server.ended", server="a", how="SIGKILL", wanted=False)
 
 
+def test_a_killed_one_has_no_reason_of_its_own(b):
+    """What it said at its start, however it sounds, is not why it was killed."""
+    words = b.small("--say", "no such device: error ignored\nlistening")
+    b.describe({"name": "a", "command": words, "health": "off", "restart_after": "60s"})
+    b.start()
+    pid = b.until("a", "ready")["pid"]
+    eventually(lambda: "listening" in b.output("a"))
+    os.kill(pid, signal.SIGKILL)
+    assert b.until("a", "waiting")["reason"].endswith("SIGKILL; its last words: listening")
+
+
 def test_a_crash_loop_is_ended_with_the_last_words(b):
     """Pauses that double, then FAILED, with how it ended and what it said; an operator's apply of the same changes nothing."""
     command = b.small("--say", "error: no CUDA-capable device is detected", "--exit", 3)

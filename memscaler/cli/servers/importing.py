@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ from memscaler.cli.options import Json
 from memscaler.cli.output import plain, print_json, show
 
 ENDINGS = (".yaml", ".yml")
+FAILED = 1
 MODE = 0o644
 MOST_BYTES = 1 << 20
 
@@ -36,19 +39,42 @@ def import_gppm(
     from memscaler.config.schema import DEFAULT_FILE
 
     folder = output or DEFAULT_FILE.parent / "servers.d"
-    made = [(file, folder / f"{file.stem}.toml", *_converted(file)) for file in _files(source)]
+    made, problems = _all_converted(_files(source), folder, go_on=source.is_dir())
     _check_free([target for _, target, _, _ in made], dry_run=dry_run)
     if not dry_run:
         for _, target, text, _ in made:
             _write(target, text)
     if as_json:
         told = [{"source": str(file), "file": str(target), "servers": names} for file, target, _, names in made]
-        print_json({"dry_run": dry_run, "files": told})
+        print_json({"dry_run": dry_run, "files": told, "problems": problems})
     elif dry_run:
         show("\n".join(f"# {plain(target)}\n{text}" for _, target, text, _ in made).rstrip("\n"))
-    else:
+    elif made:
         show("\n".join(f"wrote {plain(target)}: {', '.join(map(plain, names))}" for _, target, _, names in made))
         show("next: memscaler config check; sudo memscaler servers apply")
+    if problems:
+        for sentence in problems:
+            print(f"memscaler: {plain(sentence)}", file=sys.stderr)
+        raise typer.Exit(FAILED)
+
+
+Made = tuple[Path, Path, str, list[str]]  # the file, what it becomes, that one's text, the names in it
+
+
+def _all_converted(files: Sequence[Path], folder: Path, *, go_on: bool) -> tuple[list[Made], list[str]]:
+    """And what is wrong with the others, if it goes on after one; else raise MemscalerError."""
+    from memscaler.core.errors import MemscalerError
+
+    made: list[Made] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            made.append((file, folder / f"{file.stem}.toml", *_converted(file)))
+        except MemscalerError as error:
+            if not go_on:
+                raise
+            problems += [f"left out: {line}" for line in str(error).splitlines()]
+    return made, problems
 
 
 def _files(source: Path) -> list[Path]:
@@ -75,8 +101,11 @@ def _converted(file: Path) -> tuple[str, list[str]]:
             text = stream.read(MOST_BYTES)
     except PermissionError as error:
         raise PermissionMissing(f"you may not read {file}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        hint = "name a YAML file of gppm; a model is served by `memscaler serve`, or described with model = ..."
+        raise ConfigError(f"{file} is no text, so it is no YAML", hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     servers = gppm.read(text, str(file))
     head = f"# From {json.dumps(str(file), ensure_ascii=False)[1:-1]}, by `memscaler servers import`.\n\n"
     return head + gppm.write(servers), [server.name for server in servers]

@@ -70,10 +70,13 @@ def _owners(name: str) -> list[str]:
 
 
 def _without_supervisor(name: str, user: str | None) -> Mapping[str, str]:
+    from memscaler.cli.servers.supervisors import SupervisorNotRunning
     from memscaler.servers import places
 
     folders = [folder for folder, whose in places.logs_dirs() if user in (None, whose)]
     path = next((folder / f"{name}.log" for folder in folders if _is_file(folder / f"{name}.log")), None)
+    if path is None and shutil.which("journalctl") is None:
+        raise SupervisorNotRunning(f"no supervisor runs, and no server {plain(name)} has a log here")
     return {"identifier": places.IDENTIFIER + name, "path": str(path or "")}
 
 
@@ -103,6 +106,8 @@ def _file(path: Path, lines: int, *, follow: bool) -> None:
         with path.open("rb") as file:
             file.seek(_beginning(file, lines))
             _copy(file)
+            if not file.tell():
+                print(f"memscaler: {path} is empty: nothing has been written yet", file=sys.stderr, flush=True)
             while follow:
                 time.sleep(LOOK_EVERY_S)
                 if path.stat().st_size < file.tell():

@@ -50,6 +50,7 @@ def run(
 
     supervisor.refuse_root()
 
+    from memscaler.cli.simulated import at_home
     from memscaler.cli.simulated import simulate as start_simulation
     from memscaler.config.load import load
     from memscaler.observe.log import configure
@@ -63,7 +64,7 @@ def run(
 
     settings = read()
     configure(settings.log_format, settings.log_level, os.environ)
-    start_simulation(settings.simulate, settings.runtime_dir)
+    start_simulation(settings.simulate, at_home(settings, own.runtime).runtime_dir)
     started = dataclasses.replace(settings, simulate=())  # what is started is found again, without a word
     whose = places.whose(os.environ) if user is None else user
     supervisor.run(started, read, own, user=whose, control=lambda running: _control(own, running))

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from memscaler.cli.options import Json
+from memscaler.cli.output import plain
 from memscaler.cli.servers.options import All, Names, NoWait, SupervisorDir, User
+
+if TYPE_CHECKING:
+    from memscaler.cli.servers.supervisors import Chosen
+
+OF_ENABLED = frozenset({"start", "restart"})  # what a disabled server refuses
 
 
 def start(
@@ -79,10 +90,27 @@ def _do(
     from memscaler.cli.servers.supervisors import chosen
 
     meant = chosen(names or [], user, runtime_dir, everything=everything, to_change=True)
+    if everything and what in OF_ENABLED:
+        meant = _enabled(meant)
     for each in meant:
         each.supervisor.change(what, servers=each.names)
     if no_wait:
         reports = [report for each in meant for report in each.now()]
     else:
         reports = settled([(each.supervisor, each.names) for each in meant], silent=as_json)
-    tell({}, reports, as_json=as_json)
+    pending = {name: fields for each in meant for name, fields in each.supervisor.pending().items()}
+    tell({}, [{**report, "pending": pending.get(report["name"], [])} for report in reports], as_json=as_json)
+
+
+def _enabled(meant: Sequence[Chosen]) -> list[Chosen]:
+    """Without the servers that are disabled, which are told."""
+    left, off = [], []
+    for each in meant:
+        mine = {report["name"] for report in each.now() if report["state"] == "disabled"}
+        off += [name for name in each.names if name in mine]
+        if names := tuple(name for name in each.names if name not in mine):
+            left.append(replace(each, names=names))
+    if off:
+        listed = " ".join(map(plain, off))
+        print(f"memscaler: left out, for they are disabled: {listed}; memscaler servers enable NAME", file=sys.stderr)
+    return left

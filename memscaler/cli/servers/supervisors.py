@@ -51,6 +51,15 @@ class Supervisor(Asker):
         """All about one server."""
         return self.told("GET", f"/v1/servers/{quote(name, safe='')}")
 
+    def pending(self) -> dict[str, Sequence[str]]:
+        """Name -> what `apply` would change; nothing while the descriptions are wrong, which is told elsewhere."""
+        try:
+            changes = self.told("GET", "/v1/pending")
+        except MemscalerError:
+            return {}
+        removed = {name: ["no longer described"] for name in changes["removed"]}
+        return {**changes["changed"], **removed}
+
     def change(self, what: str, **wanted: object) -> Document:
         """Ask for a change: the last part of its route, and the body's keys."""
         return self.told("POST", f"/v1/{what}", wanted)
@@ -63,7 +72,10 @@ def found(user: str | None, runtime_dir: str | None) -> list[Supervisor]:
     """Those whose sockets are there, perhaps of one that is gone; the one that is named in any case."""
     if runtime_dir is not None:
         return [Supervisor(Path(os.path.abspath(runtime_dir)))]  # noqa: PTH100  # resolve() would follow links
-    there = [Supervisor(folder, name) for folder, name in places.runtime_dirs() if user in (None, name)]
+    folders = dict(places.runtime_dirs())
+    if os.geteuid() == 0:
+        folders |= {folder: name for folder, name in places.listening_dirs() if folder not in folders}
+    there = [Supervisor(folder, name) for folder, name in folders.items() if user in (None, name)]
     return [each for each in there if _is_there(each.folder)]
 
 

@@ -35,7 +35,15 @@ def table(reports: Sequence[Report], colour: Paint, now_unix_s: float) -> str:
     """A row for each; below it, sentences about those that need somebody."""
     styles = [STYLES.get(str(report["state"]), "") for report in reports]
     made = columns([HEADINGS, *(_row(report, now_unix_s) for report in reports)])
-    return "\n".join([colour.column(made, "STATE", styles), *remarks(reports, colour, now_unix_s)])
+    lines = [colour.column(made, "STATE", styles), *remarks(reports, colour, now_unix_s)]
+    if changed := [_pending(report) for report in reports if report.get("pending")]:
+        text = f"* described otherwise than it runs: {', '.join(changed)}; sudo memscaler servers apply"
+        lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+def _pending(report: Report) -> str:
+    return f"{plain(report['name'])} ({', '.join(map(plain, report['pending']))})"
 
 
 def remarks(reports: Sequence[Report], colour: Paint, now_unix_s: float) -> list[str]:
@@ -57,7 +65,7 @@ def why(report: Report, now_unix_s: float) -> str:
         parts.append(f"ended with {ended}")
     if report.get("starts_unix_s"):
         parts.append(f"starts again in {span(report['starts_unix_s'] - now_unix_s)}")
-    if report["state"] == "failed":
+    if report["state"] == "failed" and ended:  # what was never started has written nothing
         parts.append(f"memscaler servers logs {plain(report['name'])} has more")
     return "; ".join(parts)
 
@@ -66,10 +74,10 @@ def _row(report: Report, now_unix_s: float) -> Sequence[str]:
     since = report.get("since_unix_s")
     return (
         plain(report["name"]),
-        plain(report["state"]),
+        plain(report["state"]) + "*" * bool(report.get("pending")),
         span(now_unix_s - since) if since else NONE,
         plain(report["port"] or NONE),
-        gpus(report["gpus"]),
+        gpus(report.get("names") or report["gpus"]),
         plain(report["restarts"]),
         _short(plain(report["model"]).rpartition("/")[2]) or NONE,
     )
