@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,14 @@ def exit_with() -> Iterator[None]:
         sys.exit(tell(MemscalerError(f"{error.strerror or error}" + f": {error.filename}" * bool(error.filename))))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, which ends a command in order, unless it is ignored."""
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
 
 
 def _flush(stdout: TextIO) -> None:

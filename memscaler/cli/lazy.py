@@ -61,7 +61,19 @@ class Commands(Mapping[str, Any]):
         return len(self._table)
 
 
-class LazyGroup(TyperGroup):
+class HelpfulGroup(TyperGroup):
+    """Where a command says only what is wrong with its arguments, its help is named."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Raise UsageError with a hint."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            error.hint = error.hint or f"see `{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip() + " --help`"
+            raise
+
+
+class LazyGroup(HelpfulGroup):
     """Subclasses have the table."""
 
     table: Mapping[str, Entry]

@@ -20,10 +20,9 @@ class MemscalerError(Exception):
 
 
 class UsageError(MemscalerError):
-    """A wrong argument on the command line."""
+    """A wrong argument on the command line. Without a hint of its own it names the help of the command that was run."""
 
     exit_code = 2
-    hint = "see `memscaler run --help`"
 
 
 class ConfigError(MemscalerError):

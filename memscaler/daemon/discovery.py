@@ -34,7 +34,7 @@ from memscaler.kernel.sock_diag import Row, SockDiag
 
 NOBODY = "no process listens there yet"
 UNSEEN = "which server is behind it cannot be told: systemd or init holds the port, or memscaler is not root"
-NO_CONTEXT = "its GPUs are not known yet: no CUDA context"
+NO_CONTEXT = "its server uses no GPU so far (no CUDA context)"
 
 # They hold a socket until the service is there, and ever after; everything is a descendant of theirs.
 _MANAGERS = frozenset({"systemd", "init"})

@@ -330,3 +330,78 @@ def test_what_a_file_says_is_printed_plainly(folder):
     file.write_text('"\\u001b[31mx" = 1\n')
     result = config("check", str(file))
     assert (result.returncode, "\x1b" in result.stderr) == (78, False)
+
+
+NAMED = """
+[[watch]]
+port = 8080
+gpus = ["gpu0", "gpu9", "GPU-5d1b0000", "GPU-77770000", "3b:00.0", "0000:cc:00.0"]
+[gpu.gpu7]
+lever = "auto"
+[[server]]
+name = "chat"
+command = "/bin/llama-server --port 8090"
+gpus = ["gpu1", "gpu2"]
+"""
+LISTED = {
+    "0000:3b:00.0": ("GPU-5d1b0000-1111-2222-3333-444455556666", "No"),
+    "0000:40:00.0": ("GPU-6d1b0000-1111-2222-3333-444455556666", "Yes"),
+    "0001:02:00.0": ("GPU-7d1b0000-1111-2222-3333-444455556666", "No"),
+}
+
+
+def with_driver(folder, *arguments, listed, default=None):
+    """`config check` where NVIDIA's driver lists these GPUs."""
+    private = "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /proc"  # a chroot's root is no mount
+    lines = [private, "mount -t tmpfs none /proc/driver"]
+    for address, (uuid, excluded) in listed.items():
+        place = f"/proc/driver/nvidia/gpus/{address}"
+        facts = f"Model: \t\t NVIDIA A40\\nGPU UUID: \t {uuid}\\nDevice Minor: \t 0\\nGPU Excluded:\t {excluded}\\n"
+        lines.append(f"mkdir -p {place}; printf '{facts}' >{place}/information")
+    script = "import sys; sys.argv = ['memscaler', 'config', 'check', *sys.argv[1:]]; import pathlib; "
+    script += f"import memscaler.config.load as l; l.DEFAULT_FILE = pathlib.Path({str(default or folder)!r}); "
+    script += "from memscaler.__main__ import main; main()"
+    lines.append(f"exec {shlex.join([sys.executable, '-c', script, *map(str, arguments)])}")
+    command = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", "\n".join(lines)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment(), timeout=60)
+
+
+def test_gpus_that_are_not_there(folder):
+    """Of watches, tables and servers: wrong in the file that `run` reads, a warning in one that is named."""
+    file = folder / "config.toml"
+    file.write_text(NAMED.lstrip())
+    there = "is no GPU of this machine (there are gpu0, gpu1)"
+    absent = [(3, "gpu9"), (3, "GPU-77770000"), (3, "0000:cc:00.0"), (6, "gpu2"), (4, "gpu7")]
+    wanted = [f"{file}:{line}: {name!r} {there}" for line, name in absent]
+    named = with_driver(folder, file, listed=LISTED)
+    assert (named.returncode, named.stderr.splitlines()) == (0, [f"warning: {each}" for each in wanted])
+    own = with_driver(folder, listed=LISTED, default=file)
+    assert (own.returncode, own.stderr.splitlines()) == (78, [f"memscaler: {each}" for each in wanted])
+
+
+def test_gpus_of_a_driver_that_knows_little(folder):
+    """UUIDs are unknown until a program has used a GPU; without a driver nothing is known, and a draft needs none."""
+    file = folder / "config.toml"
+    file.write_text('[[watch]]\nport = 8080\ngpus = ["GPU-5d1b0000", "gpu1"]\n')
+    unused = {"0000:3b:00.0": ("GPU-????????-????-????-????-????????????", "No")}
+    result = with_driver(folder, file, listed=unused)
+    assert result.stderr == f"warning: {file}:3: 'gpu1' is no GPU of this machine (there is gpu0)\n"
+    assert with_driver(folder, file, listed={}).stderr == ""
+    own = with_driver(folder, listed={}, default=file)
+    assert own.returncode == 0
+    assert own.stderr == "warning: no NVIDIA driver is loaded, so nobody knows whether there is GPU-5d1b0000, gpu1\n"
+
+
+def test_gpus_of_simulated_boards(folder):
+    """As many as there are boards."""
+    file = folder / "config.toml"
+    file.write_text('simulate = ["a40", "p40"]\n[[watch]]\nport = 8080\ngpus = ["gpu1", "gpu2", "GPU-5d1b0000"]\n')
+    result = config("check", str(file))
+    assert result.stderr == f"warning: {file}:4: 'gpu2' is no GPU of this machine (there are gpu0, gpu1)\n"
+
+
+def test_show_tells_where_simulated_history_is(folder):
+    """What simulated boards do is not kept with the machine's own."""
+    words = ["show", "--simulate", "a40", "--runtime-dir", str(folder), "--origin"]
+    assert re.search(rf'^state_dir +{re.escape(f"= {json.dumps(str(folder))}")} +\(default with simulate\)$',
+                     config(*words).stdout, re.MULTILINE)  # fmt: skip

@@ -141,3 +141,53 @@ def test_restore_with_nothing_to_do(tmp_path):
     result = memscaler("restore", "--json", RUNTIME_DIRECTORY=str(tmp_path))
     assert result.returncode == 0
     assert '"ok": true' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["plan", "--gpu", "24GiB", "--n-ctx", "x"], "see `memscaler plan --help`"),
+        (["config", "show", "--idle-after", "soon"], "see `memscaler config show --help`"),
+        (["gpus", "--simulate", "p40", "--runtime-dir", "run"], "see `memscaler gpus --help`"),
+    ],
+)
+def test_the_help_of_the_command_that_was_run(args, hint):
+    """A usage error without a hint of its own names it, and not another one's."""
+    result = memscaler(*args)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith(f"hint: {hint}\n")
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["memscaler", *{args!r}]
+{before}
+from memscaler.__main__ import main
+main()
+"""
+
+
+def interrupted(name, before=""):
+    code = INTERRUPTED.format(name=name, args=["plan", "--gpu", "24GiB"], before=before)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memscaler.cli.main", "typer", "memscaler.cli.lazy", "memscaler.cli.planning.plan", "memscaler.planner.devices"],
+)
+def test_an_early_interrupt(name):
+    """Ctrl-C while something is imported ends with 130, and nothing else."""
+    result = interrupted(name)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_an_interrupt_that_is_ignored():
+    """As behind nohup, or a shell's `&`: it stays so."""
+    result = interrupted("typer", "signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    assert (result.returncode, result.stderr) == (0, "")
