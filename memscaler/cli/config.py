@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memscaler.cli.lazy import HelpfulGroup
 from memscaler.cli.options import Config, Json
 from memscaler.cli.output import INDENT, plain, print_json, show
 from memscaler.cli.redraw import width
@@ -26,7 +27,10 @@ MODE = 0o644
 RUN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Begin a configuration, check it, see what is in force."
+    cls=HelpfulGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Begin a configuration, check it, see what is in force.",
 )
 
 
@@ -107,23 +111,32 @@ def check(
 ) -> None:
     """Check a file, and the environment, as `memscaler run` would, and tell everything that is wrong: exit code 78.
 
-    Changes nothing; needs no root, no GPU and no free port. Whether the GPUs and servers are there: `memscaler doctor`.
+    Changes nothing; needs no root, no GPU and no free port. GPUs that are named and not there are told where NVIDIA's
+    driver is loaded. What else this machine lacks: `memscaler doctor`.
     """
+    from memscaler.cli.present import absent, unsure
     from memscaler.config.environment import unknown
     from memscaler.config.load import examine
+    from memscaler.config.sleep_doubts import doubts
 
     found = examine({}, os.environ, file)
-    problems, warnings = [*found.problems], [*unknown(os.environ)]
+    problems, warnings = [*found.problems], [*unknown(os.environ), *found.ignored]
     # of another file than that of `run`, as in a repository, nobody knows yet who will own it
     refused = problems if file is None else warnings
     refused += [f"{brief}: `run` refuses it" for brief in found.refusals]
-    if found.settings is not None and not found.settings.watches and not found.settings.discover:
+    if found.settings is not None:
+        refused += absent(found.settings)
+        if file is None and (sentence := unsure(found.settings)):
+            warnings.append(sentence)
+    is_idle = found.settings is not None and not found.settings.watches and not found.settings.discover
+    if is_idle and found.settings is not None and not found.settings.gateways:
         warnings.append("no port is watched: add a [[watch]] table, or discover = true")
     warnings += [
         f"{server.origin}: server {server.name}: no port is known, so nothing watches it"
         for server in (found.settings.servers if found.settings else ())
         if server.enabled and server.port is None
     ]
+    warnings += doubts(found.settings) if found.settings else ()
     if as_json:
         first = found.files[0] if found.files else None
         told = {"ok": not problems, "file": first, "files": found.files, "problems": problems, "warnings": warnings}
@@ -149,6 +162,8 @@ def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
     if ports or not found.settings.discover:
         tables += f", {ports} watched port{'s' * (ports != 1)}"
     tables += f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
+    for several, each in ((found.settings.stages, "stage"), (found.settings.gateways, "gateway")):
+        tables += f", {len(several)} {each}{'s' * (len(several) != 1)}" * bool(several)
     show(f"{plain(what)}: good{tables}")
 
 

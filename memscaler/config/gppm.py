@@ -20,9 +20,10 @@ import yaml
 from memscaler.config import server_keys
 from memscaler.config.near import nearest, strange
 from memscaler.config.render import literal
-from memscaler.config.server_keys import AUTO, HOOK_KEYS, KEYS, Key
-from memscaler.config.server_tables import DEEPEST, Place, Wrong, conflicts, settled
+from memscaler.config.server_keys import AUTO, HOOK_KEYS, KEYS
+from memscaler.config.server_tables import DEEPEST, Wrong, conflicts, settled
 from memscaler.config.servers import Hook, Server
+from memscaler.config.tables import Key, Place
 from memscaler.core.errors import ConfigError
 
 MOST_CHARS = 256 << 10  # of a file: the parser takes its time
@@ -33,6 +34,7 @@ _CUDA, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _GPUS = re.compile(r"(?:[0-9]{1,3}|GPU-[0-9a-fA-F-]{4,36})(?:,(?:[0-9]{1,3}|GPU-[0-9a-fA-F-]{4,36}))*")
 _LIKELY = 0.85  # "comand" is, "comment" is not
 _LONGEST = 63
+_TEMPLATE = re.compile(r"\{\{|\{%|\$\{")  # of a name only: a command may have a chat template in it
 
 Node: TypeAlias = yaml.nodes.Node
 Entry: TypeAlias = Mapping[str, Node]
@@ -126,6 +128,9 @@ class _Reader:
         text = self._text(entry, "name")
         if not text:
             self._wrong(next(iter(entry.values()), None), "an instance needs a name")
+            return "unnamed"
+        if _TEMPLATE.search(text):
+            self._wrong(entry["name"], f"name: {text!r} is a template, which nothing here fills in: write the name")
             return "unnamed"
         return distinct(plain_name(text), self._names)
 

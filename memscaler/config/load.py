@@ -2,7 +2,8 @@
 
 The files are one and those in conf.d beside it, in the order of their names. A later one goes before an earlier one,
 key by key; [[watch]] and [[server]] tables add up; what several say of one GPU, or of labels, is put together.
-Those in servers.d describe servers. A server whose port no [[watch]] names is a watch.
+Those in servers.d describe servers. A server whose port no [[watch]] names is a watch. [[stage]] and [[gateway]] tables
+add up, and a [[stage]] that parks is another way to write idle_after.
 
 Everything is checked before anything is refused, so that an operator sees all that is wrong at once.
 """
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memscaler.config import server_files, server_tables, toml, values
+from memscaler.config import gateway_tables, server_files, server_tables, stage_tables, toml, values
 from memscaler.config.ports import (
     UNKNOWN,
     Watch,
@@ -29,6 +30,7 @@ from memscaler.config.ports import (
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
 from memscaler.config.servers import Server
 from memscaler.config.sources import Sources, read_files, remedy
+from memscaler.config.stages import Gateway, Suspend
 from memscaler.config.unknown import unknown
 from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.watch import HOST, Scope
@@ -51,7 +53,8 @@ class _Found:
     """
 
     servers: list[Server] = field(default_factory=list)
-
+    sleep: stage_tables.Found = field(default_factory=stage_tables.Found)
+    gateways: list[Gateway] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -109,6 +112,7 @@ class Examined:
 
     distrust: why `load` would not read the files from where they are; refusals: the same in short, one each;
     problems: other reasons, sentences.
+    ignored: sentences about files beside these that nothing reads.
     opened: False if some file could not be read; then nobody knows whether it is to be trusted.
     """
 
@@ -119,6 +123,7 @@ class Examined:
     remedy: str = ""
     refusals: tuple[str, ...] = ()
     opened: bool = True
+    ignored: tuple[str, ...] = ()
 
     @property
     def names(self) -> str:
@@ -138,7 +143,7 @@ def examine(
     problems = (*read.problems, *(sentence for _, sentence in found.problems))
     settings = None if problems else _settled(found)
     refusal = "; ".join(map(str, read.distrust)), remedy(read.distrust), tuple(each.brief for each in read.distrust)
-    return Examined(read.files, settings, problems, *refusal, opened=not read.unopened)
+    return Examined(read.files, settings, problems, *refusal, opened=not read.unopened, ignored=read.ignored)
 
 
 def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Sources) -> _Found:
@@ -147,7 +152,8 @@ def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Source
     for document in files.documents:
         _from_file(document, found)
     _take_servers(files.described, found)
-    found.problems += [(False, sentence) for sentence in server_tables.conflicts(found.servers)]
+    found.refuse(server_tables.conflicts(found.servers))
+    _take_park(found)
     of_file = found.origins.get("watch")
     _from_environ(environ, found)
     for key, raw in flags.items():
@@ -158,7 +164,34 @@ def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Source
         _watch_servers(found)
     else:
         _forget_watch_tables(found)
+    _check_sleep(found)
     return found
+
+
+def _take_park(found: _Found) -> None:
+    """A [[stage]] that parks says what idle_after says, with the place where it is said."""
+    rule = stage_tables.parks_after(found.sleep.stages)
+    if rule is None:
+        return
+    idle_after_s = found.values.setdefault("idle_after_s", rule.after_s)
+    if idle_after_s != rule.after_s:
+        said = BY_KEY["idle_after"].parse.write(idle_after_s)
+        where = found.origins["idle_after"]
+        found.refuse([f"{rule.origin}: idle_after is {said} ({where}), and this stage says otherwise: leave one out"])
+    found.origins.setdefault("idle_after", rule.origin)
+
+
+def _check_sleep(found: _Found) -> None:
+    """What can be known when everything is read: flags and variables may say when GPUs are parked."""
+    rules = found.sleep.stages
+    found.refuse(found.sleep.problems)
+    found.refuse(stage_tables.strangers(rules, found.gateways, found.servers))
+    found.refuse(gateway_tables.conflicts(found.gateways))
+    if wrong := stage_tables.conflicts(rules):
+        found.refuse(wrong)
+        return
+    idle_after_s = found.values.get("idle_after_s", BY_KEY["idle_after"].parse(BY_KEY["idle_after"].default))
+    found.refuse(stage_tables.early(rules, idle_after_s, found.origins.get("idle_after", "default")))
 
 
 def _forget_watch_tables(found: _Found) -> None:
@@ -186,7 +219,14 @@ def _from_environ(environ: Mapping[str, str], found: _Found) -> None:
 
 def _settled(found: _Found) -> Settings:
     origins = {option.key: found.origins.get(option.key, "default") for option in OPTIONS} | found.origins
-    settings = Settings(**found.values, servers=tuple(found.servers), origins=origins)
+    settings = Settings(
+        **found.values,
+        servers=tuple(found.servers),
+        stages=stage_tables.settled(found.sleep.stages),
+        suspend=Suspend(**found.sleep.suspend, origin=found.sleep.origins.get(stage_tables.SUSPEND, "")),
+        gateways=tuple(found.gateways),
+        origins=origins | found.sleep.origins,
+    )
     return replace(
         settings,
         gpus={name: replace(settings.general, **own) for name, own in found.gpus.items()},
@@ -213,10 +253,19 @@ def _from_file(document: toml.Document, found: _Found) -> None:
             _take_labels(raw, document, found)
         elif key == server_files.TABLE:
             _take_servers(server_tables.read_list(raw, partial(document.origin, server_files.TABLE)), found)
+        elif key == stage_tables.STAGE:
+            stage_tables.read_stages(raw, partial(document.origin, key), found.sleep)
+        elif key == stage_tables.SUSPEND:
+            stage_tables.read_suspend(raw, partial(document.origin, key), found.sleep)
+        elif key == gateway_tables.TABLE:
+            problems: list[str] = []
+            found.gateways += gateway_tables.read_list(raw, partial(document.origin, key), problems)
+            found.refuse(problems)
         elif key in BY_KEY:
             found.take(BY_KEY[key], raw, document.origin(key))
         else:
-            found.refuse(unknown((key,), raw, [*BY_KEY, "gpu", server_files.TABLE], document))
+            tables = ("gpu", server_files.TABLE, stage_tables.STAGE, stage_tables.SUSPEND, gateway_tables.TABLE)
+            found.refuse(unknown((key,), raw, [*BY_KEY, *tables], document))
 
 
 def _take_servers(described: server_tables.Found, found: _Found) -> None:

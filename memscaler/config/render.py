@@ -8,10 +8,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from memscaler.config import sleep_words
 from memscaler.config.ports import GPU_PATTERN, MAX_PORT
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
-from memscaler.config.server_keys import AUTO, HOOK, HOOK_HELP, HOOK_KEYS, KEYS, Key
+from memscaler.config.server_keys import AUTO, HOOK, HOOK_HELP, HOOK_KEYS, KEYS
 from memscaler.config.servers import Hook, Server
+from memscaler.config.tables import Key
 from memscaler.core.watch import SCOPE_KINDS, WatchSettings
 
 WIDTH = 80
@@ -84,7 +86,7 @@ def sample() -> str:
         "per_watch": _listed(option.key for option in OPTIONS if option.per_watch),
         "per_gpu": _comment(_listed(option.key for option in OPTIONS if option.per_gpu)),
     }
-    return "".join(parts) + _WATCHES.format(**words)
+    return "".join(parts) + _WATCHES.format(**words) + sleep_words.SAMPLE
 
 
 def _about(option: Option) -> str:
@@ -128,6 +130,9 @@ def effective(settings: Settings) -> tuple[tuple[str, object, str], ...]:
     """(key, value as the file has it, where it comes from) of everything, tables last."""
     origins = settings.origins
     rows = [(each.key, _value(each, settings), origins[each.key]) for each in _settings()]
+    if settings.kept_in != settings.state_dir:
+        kept = ("state_dir", str(settings.kept_in), "default with simulate")
+        rows = [kept if row[0] == "state_dir" else row for row in rows]
     if settings.labels:
         rows = [row for row in rows if row[0] != "labels"]
     rows += [
@@ -143,7 +148,7 @@ def effective(settings: Settings) -> tuple[tuple[str, object, str], ...]:
         rows += _own(f"gpu.{name}", gpu, origins)
     for server in settings.servers:
         rows += [(f"server.{server.name}.{key}", value, server.origin) for key, value in _described(server, KEYS)]
-    return tuple(rows)
+    return (*rows, *sleep_words.effective(settings))
 
 
 def _described(described: Server | Hook, keys: Iterable[Key], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -217,6 +222,7 @@ def json_schema() -> Document:
                     "type": "array",
                     "items": _of_server(),
                 },
+                **sleep_words.schemas(),
             }
         ),
     }

@@ -16,6 +16,7 @@ from memscaler.config import hours, values
 from memscaler.config.hours import Window
 from memscaler.config.ports import Watch, check_distinct, parse_watch
 from memscaler.config.servers import Server
+from memscaler.config.stages import Gateway, StageRule, Suspend
 from memscaler.config.values import Address, Kind
 from memscaler.core.watch import Quiet, Scope, WatchSettings
 
@@ -93,6 +94,7 @@ class Settings:
     gpus: what a GPU with overrides goes by (merged with the general settings), by the operator's name of the GPU.
     ports: the same for watches with overrides, by scope and port.
     servers: all that are described, with those that are not enabled.
+    stages: what is below parking, in the order of the ladder. idle_after is when GPUs are parked, whoever said so.
     origins: key -> where its value came from; "gpu.gpu1.lever" and "watch.8080@container:web.quiet" for overrides.
     """
 
@@ -237,6 +239,9 @@ class Settings:
     gpus: Mapping[str, GpuSettings] = field(default_factory=dict)
     ports: Mapping[tuple[Scope, int], WatchSettings] = field(default_factory=dict)
     servers: tuple[Server, ...] = ()
+    stages: tuple[StageRule, ...] = ()
+    suspend: Suspend = Suspend()
+    gateways: tuple[Gateway, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from memscaler.config import server_tables, toml
+from memscaler.config.near import meant, nearest
+from memscaler.config.server_keys import HOOK, KEYS
 from memscaler.config.server_tables import Found
 from memscaler.core.errors import ConfigError
 
@@ -10,6 +14,7 @@ TOML = ".toml"
 YAML = (".yaml", ".yml")
 ENDINGS = (TOML, *YAML)
 TABLE = "server"
+_KNOWN = frozenset({TABLE, HOOK, *(each.key for each in KEYS)})
 
 
 def read(opened: toml.Opened) -> Found:
@@ -24,9 +29,25 @@ def read(opened: toml.Opened) -> Found:
         return Found(problems=str(error).splitlines())
 
 
+def ignored(file: Path) -> list[str]:
+    """Sentences about files of servers.d beside this one that nothing reads. Copies and hidden ones are not told."""
+    folder = file.parent / toml.SERVERS
+    try:
+        names = sorted(each.name for each in folder.iterdir() if each.suffix not in ENDINGS and each.is_file())
+    except OSError:  # told by whoever reads the others
+        return []
+    listed = ", ".join(f"*{ending}" for ending in ENDINGS)
+    others = [name for name in names if not name.startswith(".") and not name.endswith("~")]
+    return [f"{folder / name}: not read, for only {listed} are" for name in others]
+
+
 def _toml(document: toml.Document) -> Found:
     """Keys at the top are one server; [[server]] tables are more."""
     found = Found()
+    for key, raw in document.data.items():
+        if key not in _KNOWN and isinstance(raw, list) and nearest(key, [TABLE]):
+            origin = document.origin(key, 0)
+            return Found(problems=[f"{origin}: unknown table [[{key}]]{meant(f'[[{TABLE}]]')}"])
     top = {key: value for key, value in document.data.items() if key != TABLE}
     if top:
         first = min((document.lines[key,], key) for key in top if (key,) in document.lines)[1]

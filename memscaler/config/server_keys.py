@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from memscaler.config import values
 from memscaler.config.ports import GPU_PATTERN, MAX_PORT, parse_gpus
 from memscaler.config.servers import Pairs
+from memscaler.config.tables import key
 from memscaler.config.values import Kind
 
 NAME_PATTERN = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"  # of a file, of a journal identifier, and of a label
@@ -164,61 +163,46 @@ ENVIRONMENT = Kind(
 ENABLED = Kind(_switch, {"type": "boolean"}, bool)
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of a table. default: as an operator would write it; "" is none."""
-
-    field: str
-    key: str
-    parse: Kind[Any]
-    default: str
-    help: str
-
-
-def _key(key: str, parse: Kind[Any], default: str, text: str, *, field: str = "") -> Key:
-    return Key(field or key, key, parse, default, text)
-
-
 KEYS = (
-    _key("name", NAME, "", "What it is called, unlike all others. In a file of servers.d that of the file."),
-    _key(
+    key("name", NAME, "", "What it is called, unlike all others. In a file of servers.d that of the file."),
+    key(
         "command",
         COMMAND,
         "",
         "The program and its arguments, as a list, or as a text that is split like a shell does.",
     ),
-    _key(
+    key(
         "model",
         Kind(_path_text, {"type": "string", "pattern": "^/"}),
         "",
         "Instead of a command: the path of a GGUF file, for llama-server.",
     ),
-    _key(
+    key(
         "options",
         Kind(_options, {"anyOf": [*_WORDS_SCHEMA["anyOf"], {"type": "object"}]}, list),  # type: ignore[misc]
         "",
         "With a model: more for llama-server, a list of words or a table: {ctx-size = 8192, flash-attn = true}.",
     ),
-    _key("environment", ENVIRONMENT, "", "A table of variables."),
-    _key(
+    key("environment", ENVIRONMENT, "", "A table of variables."),
+    key(
         "directory",
         Kind(_path_text, {"type": "string", "pattern": "^/"}),
         "",
         "Where it runs. Default: the state directory of its supervisor.",
     ),
-    _key(
+    key(
         "user",
         Kind(_user, {"type": "string", "pattern": f"^{_USER.pattern}$"}),
         "",
         "Who runs it: the supervisor memscaler-servers@USER. Default: memscaler-servers.",
     ),
-    _key(
+    key(
         "port",
         Kind(port, {"type": "integer", "minimum": 1, "maximum": MAX_PORT}, int),
         "",
         f"Where it listens. Found in the command (--port) or the environment ({PORT_VARIABLE}) by itself.",
     ),
-    _key(
+    key(
         "gpus",
         Kind(
             _gpus,
@@ -239,48 +223,48 @@ KEYS = (
         'The only GPUs that it sees, or "auto": the planner places the model at each start. Default: what the command '
         "says.",
     ),
-    _key("enabled", ENABLED, "true", "Whether it is started."),
-    _key(
+    key("enabled", ENABLED, "true", "Whether it is started."),
+    key(
         "restart",
         values.choice("always", "on-failure", "never"),
         "on-failure",
         "When it is started again after it has ended: always, on-failure or never.",
     ),
-    _key(
+    key(
         "restart_after",
         values.duration_s(0.1),
         "1s",
         "The pause before a restart; doubles with each failure in a row.",
         field="restart_after_s",
     ),
-    _key(
+    key(
         "restart_limit",
         values.whole(0, 1000),
         "5",
         "Failures in a row that are answered with a restart; one more and it has failed. 0: no limit.",
     ),
-    _key(
+    key(
         "restart_window",
         values.duration_s(1),
         "10m",
         "Once it was ready for so long, failures are counted anew.",
         field="restart_window_s",
     ),
-    _key(
+    key(
         "start_timeout",
         values.duration_or_off_s,
         "10m",
         'Time that it has to load its model; "off": for ever.',
         field="start_timeout_s",
     ),
-    _key(
+    key(
         "stop_timeout",
         values.duration_s(0),
         "10s",
         "Time between the request to end (SIGTERM) and its end by force (SIGKILL).",
         field="stop_timeout_s",
     ),
-    _key(
+    key(
         "health",
         Kind(
             _health,
@@ -290,20 +274,20 @@ KEYS = (
         "/health",
         'What is asked while it starts, until it says 200; "off": it is ready when its port listens.',
     ),
-    _key(
+    key(
         "health_every",
         values.duration_or_off_s,
         "off",
         "Ask again so often while it runs. Each time wakes its GPUs.",
         field="health_every_s",
     ),
-    _key("log", values.choice("auto", "journal", "file"), "auto", "Where its output goes: auto, journal or file."),
+    key("log", values.choice("auto", "journal", "file"), "auto", "Where its output goes: auto, journal or file."),
 )
 HOOK_KEYS = (
-    _key("name", NAME, "", "What it is called."),
-    _key("command", COMMAND, "", "The program and its arguments."),
-    _key("environment", ENVIRONMENT, "", "A table of variables."),
-    _key("enabled", ENABLED, "true", "Whether it is started."),
+    key("name", NAME, "", "What it is called."),
+    key("command", COMMAND, "", "The program and its arguments."),
+    key("environment", ENVIRONMENT, "", "A table of variables."),
+    key("enabled", ENABLED, "true", "Whether it is started."),
 )
 HOOK = "hook"
 HOOK_HELP = "A program that runs beside it, from its first readiness to its end; [[server.hook]] may have hooks, too."

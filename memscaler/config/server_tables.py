@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from memscaler.config.near import nearest, strange
+from memscaler.config import tables
 from memscaler.config.ports import Watch
-from memscaler.config.server_keys import AUTO, HOOK, HOOK_KEYS, KEYS, Key, ports_in
+from memscaler.config.server_keys import AUTO, HOOK, HOOK_KEYS, KEYS, ports_in
 from memscaler.config.servers import Hook, Server
+from memscaler.config.tables import Key, Place
 from memscaler.core.watch import HOST
 
 DEEPEST = 8  # hooks of hooks of hooks
@@ -24,12 +25,6 @@ _OTHER_WORDS = {  # what others call it
     "hooks": HOOK,
     "post_launch_hooks": HOOK,
 }
-
-
-class Place(Protocol):
-    """Tells file:line of a key below the table."""
-
-    def __call__(self, *where: str | int) -> str: ...
 
 
 @dataclass(slots=True)
@@ -72,26 +67,7 @@ def read(raw: object, place: Place, found: Found, name: str = "") -> None:
 
 
 def _values(raw: Mapping[str, object], keys: Iterable[Key], place: Place, problems: list[str]) -> dict[str, Any]:
-    known = {each.key: each for each in keys}
-    told: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key == HOOK:
-            continue
-        if key not in known:
-            near = _OTHER_WORDS.get(key) or nearest(key, [*known, HOOK])
-            problems.append(f"{place(key)}: {strange(key, near)}")
-            continue
-        try:
-            told[known[key].field] = known[key].parse(value)
-        except ValueError as err:
-            problems.append(f"{place(key)}: {_about(key, err)}")
-    return told
-
-
-def _about(key: str, err: ValueError) -> str:
-    """With the key, unless the sentence begins with it."""
-    text = str(err)
-    return text if text.startswith(key) or key == "name" else f"{key}: {text}"
+    return tables.read(raw, keys, place, problems, others=(HOOK,), other_words=_OTHER_WORDS)
 
 
 def _hooks(raw: object, place: Place, problems: list[str], deepest: int) -> tuple[Hook, ...]:

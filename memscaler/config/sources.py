@@ -13,7 +13,10 @@ from memscaler.core.errors import ConfigError
 
 @dataclass(slots=True)
 class Sources:
-    """The files that there are, and what came of reading them. unopened: nobody knows what some of them say."""
+    """The files that there are, and what came of reading them. unopened: nobody knows what some of them say.
+
+    ignored: sentences about files of servers.d that nothing reads.
+    """
 
     files: tuple[Path, ...]
     documents: list[toml.Document] = field(default_factory=list)
@@ -21,6 +24,7 @@ class Sources:
     problems: list[str] = field(default_factory=list)
     distrust: list[toml.Distrusted] = field(default_factory=list)
     unopened: bool = False
+    ignored: tuple[str, ...] = ()
 
     def take(self, file: Path) -> None:
         """Read one. Raise PermissionMissing."""
@@ -57,6 +61,7 @@ def read_files(file: Path | None, standard: Path, default: Path | None = None) -
     needed = file is not None and not (first.name == standard.name and beside)
     is_there = os.path.lexists(first)  # a link that leads nowhere is a mistake
     found = Sources((*([first] if needed or is_there else []), *beside))
+    found.ignored = tuple(server_files.ignored(first))
     for folder in folders:
         found.suspect(folder.distrust)
     for each in found.files:

@@ -14,6 +14,9 @@ TABLES = {  # as they stand at the top of a file
     "gpu": "[gpu.gpu0]",
     "server": "[[server]]",
     "labels": "[labels]",
+    "stage": "[[stage]]",
+    "suspend": "[suspend]",
+    "gateway": "[[gateway]]",
 }
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import typer.main
 
 from memscaler.cli.main import app
+from memscaler.config.gateway_keys import GATEWAY_KEYS
 from memscaler.config.load import load
 from memscaler.config.ports import Watch, parse_watch
 from memscaler.config.schema import ENV_PREFIX, OPTIONS
 from memscaler.config.server_keys import HOOK_KEYS, KEYS
 from memscaler.config.servers import Server
+from memscaler.config.stage_keys import STAGE_KEYS, SUSPEND_KEYS
 from memscaler.core.watch import SCOPE_KINDS, Quiet, Scope
 from memscaler.daemon.reload import FIXED
 
@@ -51,7 +53,7 @@ are general values.
 | command | does |
 |---|---|
 | `memscaler config init` | prints a file to begin with: every setting with its default, commented out; `--output FILE` writes it |
-| `memscaler config check` | tells everything that is wrong with `FILE` and the `conf.d` beside it, or with what `run` would read (exit code 78); also as JSON. Changes nothing; needs no root, no GPU and no free port |
+| `memscaler config check` | tells everything that is wrong with `FILE` and the `conf.d` beside it, or with what `run` would read (exit code 78); also as JSON. Changes nothing; needs no root, no GPU and no free port. Where NVIDIA's driver is loaded it tells GPUs that are named and not there; in a `FILE`, which may be another machine's, that is a warning |
 | `memscaler config show --origin` | the settings in force, each with the flag, variable or line that it comes from. Flags of `run` may follow |
 | `memscaler config schema` | the file's JSON Schema (draft 2020-12), for editors |
 
@@ -166,6 +168,46 @@ A `[[server.hook]]` is a program beside the server, from its first readiness to 
 
 `memscaler servers import FILE.yaml` writes the same as TOML.
 
+## Deeper sleep
+
+`[[stage]]` tables say what follows parking if nobody comes; without one nothing sleeps deeper than a parked GPU.
+
+    [[stage]]
+    after = "10m"
+    do = "server-sleep"
+
+    [[stage]]
+    after = "30m"
+    do = "stop-server"
+    servers = ["chat"]
+
+    [[stage]]
+    after = "2h"
+    do = "suspend"
+
+{stages}
+
+`after` is counted from the last work of the server, and grows from each stage to the next deeper one, also for those
+that name their servers. `do = "park"` is another way to write `idle_after`. The same stage may stand there several times
+for different servers; what names a server goes before what is for all. Tables of several files add up.
+`memscaler reload` follows all of it. A server that is stopped listens no longer: `config check` warns where no
+[gateway](#gateways) brings it back.
+
+`[suspend]` is what the last stage, that of the whole machine, goes by. What several files say is put together.
+
+{suspend}
+
+## Gateways
+
+`[[gateway]]` tables say where `memscaler gateway` listens, and what is behind it. Tables of several files add up.
+
+    [[gateway]]
+    listen = "0.0.0.0:9080"
+    to = "192.0.2.7:8080"
+    mac = "00:11:22:aa:bb:cc"
+
+{gateways}
+
 ## An example
 
 """
@@ -227,6 +269,8 @@ def of_keys(keys):
 def page():
     table = [row(option, flags()[option.key]) for option in OPTIONS]
     tail = TAIL.replace("{servers}", of_keys(KEYS)).replace("{hooks}", of_keys(HOOK_KEYS))
+    tail = tail.replace("{stages}", of_keys(STAGE_KEYS)).replace("{suspend}", of_keys(SUSPEND_KEYS))
+    tail = tail.replace("{gateways}", of_keys(GATEWAY_KEYS))
     tail = tail.replace("{{", "{").replace("}}", "}")
     return HEAD + "\n".join(table) + "\n" + tail + textwrap.indent(EXAMPLE, "    ")
 

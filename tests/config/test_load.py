@@ -161,7 +161,12 @@ def test_mistakes_in_a_file(config, text, message):
         ("wacth = [{port = 1}, {port = 2}]", ["1: unknown table [[wacth]] (did you mean [[watch]]?)"]),
         ("\n[gpus.gpu0]\nlever = 'auto'", ["2: unknown table [gpus] (did you mean [gpu.gpu0]?)"]),
         ("\n[label]\nsite = 'x'", ["2: unknown table [label] (did you mean [labels]?)"]),
-        ("[a.b.c.d.e]\n[a.b.c.d.f]", ["1: unknown table [a] (there are [[watch]], [gpu.gpu0], [[server]], [labels])"]),
+        (
+            "[a.b.c.d.e]\n[a.b.c.d.f]",
+            [
+                "1: unknown table [a] (there are [[watch]], [gpu.gpu0], [[server]], [labels], [[stage]], [suspend], [[gateway]])"
+            ],
+        ),
         ("[idle_aftr]", ["1: unknown table [idle_aftr] (did you mean 'idle_after'?)"]),
         ('["wat.ch"]', ["1: unknown table ['wat.ch'] (did you mean [[watch]]?)"]),
         ("[gpu.gpu0.touch]\n[[gpu.gpu0.x]]\n[[gpu.gpu0.x]]", [f"{n}: unknown table" for n in (1, 2, 3)]),

@@ -242,6 +242,18 @@ def test_files_of_servers_d(files, tmp_path, monkeypatch):
     assert settings.origins["watch.82"] == f"{tmp_path}/servers.d/old.yaml:1"
 
 
+def test_what_servers_d_does_not_read(files, tmp_path):
+    """A file of another ending is told by `config check`; a table by nearly the right name is named."""
+    file = files("", a__conf='command = "x"\n')
+    (tmp_path / "servers.d" / "a.toml~").write_text("")
+    told = examine({}, {}, file).ignored
+    assert told == (f"{tmp_path}/servers.d/a.conf: not read, for only *.toml, *.yaml, *.yml are",)
+    (tmp_path / "servers.d" / "b.toml").write_text('[[servers]]\ncommand = "x"\n')
+    assert examine({}, {}, file).problems == (
+        f"{tmp_path}/servers.d/b.toml:1: unknown table [[servers]] (did you mean [[server]]?)",
+    )
+
+
 def test_servers_d_that_others_may_write(files, tmp_path):
     """What starts programs is trusted no more than the rest: neither the file nor its folder."""
     file = files("discover = true\n", a__toml='command = "x"\n')
