@@ -373,11 +373,21 @@ def memory_bytes(gpu: Handle) -> tuple[int, int]:
 
 def compute_processes(gpu: Handle) -> frozenset[int]:
     """The pids of those that have a compute context, as the host counts pids."""
+    return frozenset(compute_memory(gpu))
+
+
+def compute_memory(gpu: Handle) -> dict[int, int | None]:
+    """The same pids, with the bytes of the card's memory that each uses; None where the driver does not tell."""
     try:
         found = ask("nvmlDeviceGetComputeRunningProcesses_v3", gpu)
     except GpuUnsupported:  # drivers before 510 have the second version only
         found = ask("nvmlDeviceGetComputeRunningProcesses_v2", gpu)
-    return frozenset(int(process.pid) for process in found)
+    return {int(process.pid): _bytes(process.usedGpuMemory) for process in found}
+
+
+def _bytes(told: Any) -> int | None:
+    """All ones is "not available"; pynvml says None for it since release 11."""
+    return None if told is None or int(told) == (1 << 64) - 1 else int(told)
 
 
 def _descending(clocks: Any) -> tuple[int, ...]:
