@@ -36,7 +36,7 @@ class Job:
     """What is to be done in a machine.
 
     guest: the module that runs there instead of tests.distros.guest, which hands over to it. disks: more of them, from
-    /dev/vdd on, read-only. reboots: it may start anew; its changes last until it is switched off.
+    /dev/vdd on, read-only. reboots: it may start anew; its changes last until it is switched off. qemu: more arguments.
     """
 
     console: str = "console.log"
@@ -45,6 +45,7 @@ class Job:
     disks: tuple[Path, ...] = ()
     reboots: bool = False
     limit_s: int = TIME_LIMIT_S
+    qemu: tuple[str, ...] = ()
 
     @property
     def kernel_line(self) -> str:
@@ -97,6 +98,7 @@ def _emulate(root: Path, job: Job, tree: Path, results: Path) -> str:
     disks = [(root / "disk.ext4", "snapshot=on"), (tree, "readonly=on"), (results, "cache=writethrough")]
     for path, how in (*disks, *((path, "readonly=on") for path in job.disks)):
         command += ["-drive", f"file={path},if=virtio,format=raw,{how}"]
+    command += job.qemu
     with (root / job.console).open("wb") as log:
         try:
             done = subprocess.run(
