@@ -26,9 +26,10 @@ NAMES = (
     "stop_time",
     "restore_time",
     "cli_start",
+    "gateway",
     "policy",
 )
-WITHOUT_ROOT = {"policy"}
+WITHOUT_ROOT = {"gateway", "policy"}
 
 
 def parse() -> argparse.Namespace:

@@ -21,4 +21,15 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-PARTS = ("control", "metrics", "configuration", "port", "journal", "leases", "processes", "scopes", "sock_diag")
+PARTS = (
+    "control",
+    "metrics",
+    "configuration",
+    "port",
+    "journal",
+    "leases",
+    "processes",
+    "scopes",
+    "sock_diag",
+    "gateway",
+)
