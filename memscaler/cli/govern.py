@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
+SLEEPER = ROOT / "memscaler" / "sleep" / "run.py"  # a process of its own; its modules are nothing for the governor
 
 
 def become_governor(flags: Mapping[str, object], config: Path | None) -> NoReturn:
@@ -36,7 +37,7 @@ def main() -> NoReturn:
         config = None if told["config"] is None else Path(told["config"])
         settings = load(told["flags"], os.environ, config)
         configure(settings.log_format, settings.log_level, os.environ)
-        ended = run(settings, lambda: load(told["flags"], os.environ, config))
+        ended = run(settings, lambda: load(told["flags"], os.environ, config), SLEEPER)
         if ended.again:
             os.execv(sys.executable, [sys.executable, "-P", __file__, sys.argv[1]])  # noqa: S606  # as become_governor
         sys.exit(0 if ended.well else 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from memscaler.core import governor
@@ -124,6 +124,13 @@ class Governing:
             self._listens = wanted
             self._epoll.modify(self._doorbell.fd, select.EPOLLIN | select.EPOLLET if wanted else 0)
 
+    def _is_needed_at_the_door(self) -> bool:
+        """True unless the actuators hear everybody who matters."""
+        if not all(self._fleet[wake.gpu].listens for _, wake in self._ready_wakes):
+            return True
+        guarded = self._listening.guarded
+        return bool(guarded) and not guarded <= {slot for slots, _ in self._ready_wakes for slot in slots}
+
     def _rang_ns(self, uuid: str) -> int:
         """When the kernel rang for this GPU first; 0 if no doorbell of its watches is pressed."""
         slots = (self.ledger.counters.read(slot) for slot in self.policy.gpus[uuid].watches if slot >= 0)
@@ -134,6 +141,8 @@ class Governing:
     def due_ns(self) -> list[int]:
         """When to call `timers` (CLOCK_MONOTONIC)."""
         due = [self._deadline_ns]
+        if self._doorbell is None and self._listening.guarded:
+            due.append(time.monotonic_ns() + POLL_NS)
         if self._listening.due_ns:
             due.append(self._listening.due_ns)
         if self._doorbell is None and self._ready_wakes:
@@ -176,7 +185,7 @@ class Governing:
             self._learning.see(seen)
         self._listening.plan(self.state, self.policy)
         self._ready_wakes = governor.wakes_on_ring(self.state, self.policy)
-        self._listen(wanted=not all(self._fleet[wake.gpu].listens for _, wake in self._ready_wakes))
+        self._listen(wanted=self._is_needed_at_the_door())
         self._settled()
 
     def learn(self, tell: Callable[[Gap], None]) -> None:
@@ -223,6 +232,49 @@ class Governing:
                     self._seen.append(Doubt("sock_diag does not answer"))
             case Alarm(uuid, reason):
                 self._recorder.alarm(uuid, reason)
+
+    # ---- watches that are kept armed for the sleeper ----------------------------------------------------------------
+
+    def guard(self, slots: frozenset[int]) -> None:
+        """These and no others are armed from now on, whatever their GPUs do. Who rang is known by `rung`."""
+        self._listening.guarded = slots
+        self.arm(slots)
+        self._listening.plan(self.state, self.policy)
+        self._listen(wanted=self._is_needed_at_the_door())
+
+    def arm(self, slots: Iterable[int]) -> None:
+        """Again, those that have rung. Their GPUs are woken first: afterwards nobody could tell that they rang."""
+        is_armed = self.ledger.counters.is_armed
+        rang = [slot for slot in slots if not is_armed(slot)]
+        if not rang:
+            return
+        if self._doorbell is not None:
+            self._doorbell.silence()
+        self._wake_who_rang(deaf_only=False)
+        self.look()
+        for slot in rang:
+            self.ledger.counters.arm(slot)
+
+    def rung(self, slot: int) -> int:
+        """How often a watch has rung."""
+        return self.ledger.counters.read(slot).rings
+
+    def compare(self, slots: Collection[int]) -> bool:
+        """With the sockets. False if they cannot be asked: then nobody knows who is there.
+
+        Of guarded watches, whoever speaks afterwards rings.
+        """
+        known = [slot for slot in slots if slot in self.ledger.watches]
+        guarded = [slot for slot in known if slot in self._listening.guarded]
+        resting = self._listening.unheard(known, self.state, self.policy)
+        asked = (
+            self._reconcile(known, "sleeper")
+            and self._ask_sockets(partial(self.ledger.listen_for_data, guarded))
+            and self._ask_sockets(partial(self.ledger.listen_in, resting))
+            and self._ask_sockets(partial(self.ledger.check_silence, set(known) - set(guarded) - set(resting)))
+        )
+        self.look()
+        return asked
 
     def live(self, uuid: str) -> dict[int, int]:
         """Port -> connections at work, of the ports that drive a GPU."""

@@ -34,6 +34,8 @@ from memscaler.daemon.privileges import keep_rights, refuse_loading
 from memscaler.gpu.restore import restore_from
 
 JOURNAL = "journal"  # folder in the runtime directory
+ASLEEP = "sleep"  # another one: servers in deeper stages
+UNDO = Path(__file__).resolve().parent.parent / "sleep" / "undo.py"  # a program; its modules are nothing for a guardian
 READY, GOODBYE = b"ready", b"bye"
 START_TIMEOUT_S = 20.0
 RESTORE_BUDGET_S = 30.0
@@ -106,7 +108,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-1000")
-    keep_rights(("CAP_SYS_ADMIN",), writes_to=Path(arguments[1]))
+    # DAC_OVERRIDE, if the daemon has it: to have servers started by those who keep them.
+    keep_rights(("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"), writes_to=Path(arguments[1]))
     refuse_loading()
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
@@ -120,7 +123,10 @@ def main(arguments: list[str]) -> int:
         stopped = f"{who} stands still"
         _wait(channel, doorbell, poll_s, lambda: _stands_still(daemon) and rescue(runtime_dir, stopped, say, mine))
         said = channel.recv(16)
-    return 0 if said == GOODBYE else rescue(runtime_dir, f"{who} died", say, mine)
+    if said == GOODBYE:
+        return 0
+    status = rescue(runtime_dir, f"{who} died", say, mine)
+    return status if trial else max(status, bring_back(runtime_dir, arguments[3]))
 
 
 def _wait(channel: socket.socket, doorbell: int, poll_s: float | None, stand_in: Callable[[], object]) -> None:
@@ -167,6 +173,17 @@ def rescue(runtime_dir: Path, why: str, say: Callable[[str], None], pid: int | N
     for gpu in report.gpus:
         say(f"{why}; {gpu}")
     return 0 if report.ok else 1
+
+
+def bring_back(runtime_dir: Path, form: str) -> int:
+    """Have servers brought back from deeper stages; it waits for the sleeper, who does that if he lives still.
+
+    With the few rights of a guardian: what it cannot do, it says, and `memscaler restore` can.
+    """
+    if not any((runtime_dir / ASLEEP).glob("*.json")):
+        return 0
+    command = [sys.executable, "-P", str(UNDO), str(runtime_dir), form]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False, cwd="/").returncode  # noqa: S603  # our own
 
 
 def _say(what: str) -> None:

@@ -6,7 +6,7 @@ See kernel/traffic.py for what is judged, and docs/activity.md for what it means
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from memscaler.core import governor
 from memscaler.core.model import SECOND_NS, GovernorState, GpuState, Phase, Policy
@@ -23,22 +23,33 @@ class Listening:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.due_ns = 0
+        self.guarded: frozenset[int] = frozenset()
+        """The watches that are kept armed for the sleeper: the data hook listens to them whatever their GPUs do."""
 
     def slots(self, state: GovernorState, policy: Policy) -> list[int]:
         """The watches of GPUs that are up whose connections are to be looked at now. Forgets the plan."""
         self.due_ns = 0
-        relied_on = _slots(state, policy, lambda gpu: gpu.phase in _RELIED_ON)
+        relied_on = self._relied_on(state, policy)
         return [slot for slot in self._ledger.needs_listening() if slot not in relied_on]
+
+    def unheard(self, slots: Collection[int], state: GovernorState, policy: Policy) -> list[int]:
+        """Of these watches, those to which no hook listens, so that only a look tells what was said."""
+        relied_on = self._relied_on(state, policy)
+        return [slot for slot in slots if slot not in relied_on]
 
     def plan(self, state: GovernorState, policy: Policy) -> None:
         """The data hook stays while somebody relies on it; without it we look again soon, if that may matter."""
-        relied_on = _slots(state, policy, lambda gpu: gpu.phase in _RELIED_ON)
+        relied_on = self._relied_on(state, policy)
         if self._ledger.data_hook.attached and not relied_on:
             self._ledger.stop_listening()
         if not self.due_ns:
             resting = _slots(state, policy, lambda gpu: gpu.phase in _RESTING and not gpu.distrust)
             if resting & set(self._ledger.needs_listening()) - relied_on:
                 self.due_ns = time.monotonic_ns() + EVERY_NS
+
+    def _relied_on(self, state: GovernorState, policy: Policy) -> set[int]:
+        guarded = {slot for slot in self.guarded if self._ledger.counters.is_armed(slot)}
+        return _slots(state, policy, lambda gpu: gpu.phase in _RELIED_ON) | guarded
 
 
 def _slots(state: GovernorState, policy: Policy, wanted: Callable[[GpuState], bool]) -> set[int]:

@@ -40,6 +40,9 @@ from memscaler.daemon.roster import Followers, Roster
 from memscaler.daemon.scout import LookFailed, Scout, WatchesFound
 from memscaler.daemon.server_word import ServerSpoke
 from memscaler.daemon.signals import ReloadSignal, Signals, StopWanted
+from memscaler.daemon.sleep_requests import SleepWanted, SuspendWanted, WakeWanted, words_of
+from memscaler.daemon.sleeper import Sleeper
+from memscaler.daemon.sleeper_process import SleeperProcess
 from memscaler.daemon.steering import Steering
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.teller import Teller
@@ -52,6 +55,7 @@ GUARDIAN_HOLD = "guardian"
 THINK_AFTER_S = 0.002
 STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 PROOF_NS = 5_000_000
+LONGER_NS = 2 * SECOND_NS  # every GPU is awake, and only what sleeps deeper is waited for
 JOIN_S = 0.2
 LONG_JOIN_S = 6.0  # where nobody waits for the process to end: a read may take its time
 SAMPLE_AFTER_NS = 2 * SECOND_NS
@@ -68,8 +72,9 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop connects. start_guardian None: a dry run needs none.
+    """What the loop connects. start_guardian, start_sleeper None: a dry run needs none.
 
+    settings: those in force at the start.
     governed: what to begin with; equip: makes the actuator of a GPU, and its door where the kernel can ring.
     plan: begins to read the configuration anew, and reports a Reloaded with this future.
     gpu_users: the pids that had a context on a GPU when that was last looked at.
@@ -91,6 +96,8 @@ class Parts:
     leases: Leases
     conflicts: Conflicts
     start_guardian: Callable[[], Guardian] | None
+    start_sleeper: Callable[[], SleeperProcess] | None
+    settings: Settings
     plan: Callable[[Future[Document]], None]
     gpu_users: Callable[[], Collection[int]]
     outdated: Callable[[], str]
@@ -131,6 +138,15 @@ class Loop:
             recorder=parts.recorder,
             adaptive=parts.adaptive,
         )
+        self._sleeper = Sleeper(
+            parts.start_sleeper,
+            parts.settings,
+            self._epoll,
+            self._governing,
+            parts.watching,
+            parts.recorder,
+            self._sample_soon,
+        )
         self._roster = Roster(self._governing, self._fleet, followers, self._follow_hours, self._still_alone)
         self._teller = teller
         self._answers = Answers(teller.snapshot, self._recorder.oldest_sample_ns, self._sample, self._governing.look)
@@ -158,6 +174,7 @@ class Loop:
         self._governing.learn(self._learn)  # whoever comes from now on ends a gap or begins one
         self._recorder.started()
         self._notifier.ready()
+        self._sleeper.begin()
         while not self._ended():
             self._turn()
         return self._leave()
@@ -169,19 +186,24 @@ class Loop:
             self._keeper.replace_no_more()
             self._recorder.stopping(reason)
             self._governing.feed(Stop())
+            self._sleeper.end(stop=True)
         elif ending is Ending.STOP:  # a signal goes before what else was to follow
             self.ending = ending
+            if time.monotonic_ns() > self._stop_by_ns:
+                self._sleeper.hurry()
 
     def _ended(self) -> bool:
-        """Every GPU is awake, and was seen to be; or the time is over."""
-        if not self._stop_by_ns:
-            return False
+        """Every GPU is awake, and was seen to be, and every server; or the time is over."""
+        return bool(self._stop_by_ns) and self._sleeper.gone and self._gpus_are_done()
+
+    def _gpus_are_done(self) -> bool:
         stopped = all(gpu.phase is Phase.STOPPED for gpu in self._governing.state.gpus.values())
         return (stopped and not self._fleet.unproven()) or time.monotonic_ns() >= self._stop_by_ns
 
     def _leave(self) -> bool:
         if self.ending is Ending.STOP:
             self._notifier.stopping()
+        self._sleeper.close()
         self._scout.end()
         self._fleet.close()
         self._wall.close()
@@ -211,6 +233,7 @@ class Loop:
         if self._mailbox.fd in ready:
             self._read_mail()
         self._keeper.heed(ready)
+        self._sleeper.heed(ready)
         if self._wall.fd in ready:
             self._look_at_the_clock()
         self._timers(time.monotonic_ns())
@@ -218,15 +241,18 @@ class Loop:
         if self._parts.adaptive.changed:
             self._parts.adaptive.changed = False
             self._roster.follow_idle_times()
+        self._sleeper.turn(time.monotonic_ns())
+        if self._stop_by_ns and not self._sleeper.gone:
+            self._notifier.longer(LONGER_NS)
 
     def _next_ns(self) -> int:
         due = [self._sample_due_ns, self._tidy_due_ns, *self._governing.due_ns(), *self._answers.due_ns()]
-        due += self._fleet.look_at_calls_ns(self._governing.state)
-        due += [at for at in (self._keeper.due_ns, self._stop_by_ns, self._steering.next_end_ns()) if at]
+        due += [*self._fleet.look_at_calls_ns(self._governing.state), *self._sleeper.due_ns]
+        due += [at for at in (self._keeper.due_ns, self._steering.next_end_ns()) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
-        if self._stop_by_ns:
-            due.append(time.monotonic_ns() + PROOF_NS)  # a proof is not reported
+        if self._stop_by_ns:  # a proof is not reported
+            due.append(time.monotonic_ns() + (LONGER_NS if self._gpus_are_done() else PROOF_NS))
         return min(due)
 
     def _timers(self, now_ns: int) -> None:
@@ -272,6 +298,7 @@ class Loop:
             self._recorder.resumed(slept_s)
             self._steering.hold_on()
             self._scout.watches_changed()
+            self._sleeper.resumed(slept_s)
             self._governing.feed(Doubt("the machine was suspended"))  # drivers forget locks: wake, and park anew
         self._follow_hours()
 
@@ -288,8 +315,13 @@ class Loop:
     def _note_states(self, now_ns: int) -> None:
         """Power is sampled when a state begins, and once more when the card's one-second average has followed."""
         for uuid in self._recorder.states(self._governing.state, now_ns, self._governing.heard_ns):
+            self._sample_soon(uuid)
+
+    def _sample_soon(self, uuid: str) -> None:
+        """Something about it has changed: now, and once more when its average has followed."""
+        if uuid in self._governing.state.gpus:
             self._fleet[uuid].sample()
-            self._sample_due_ns = min(self._sample_due_ns, now_ns + SAMPLE_AFTER_NS)
+            self._sample_due_ns = min(self._sample_due_ns, time.monotonic_ns() + SAMPLE_AFTER_NS)
 
     def _settled(self) -> None:
         self._steering.look_at_parks(time.monotonic_ns())
@@ -390,6 +422,9 @@ class Loop:
                     self._parts.plan(asked.answer)
                 case ReleaseWanted(reason):
                     self._release(Released(asked.peer.name, reason, time.time()), asked.answer)
+                case WakeWanted() | SleepWanted() | SuspendWanted() as wanted:
+                    what, words = words_of(wanted, asked.peer)
+                    self._sleeper.ask(what, asked.answer, **words)
                 case steered:
                     self._steering.obey(steered, asked.peer, asked.answer)
         except MemscalerError as error:
@@ -426,6 +461,7 @@ class Loop:
             return error
         self._sample_every_ns = round(plan.settings.sample_every_s * SECOND_NS)
         self._parts.applied(plan.settings)
+        self._sleeper.follow(plan.settings)
         return None
 
     def _why_awake(self, uuid: str) -> str:

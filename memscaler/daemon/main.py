@@ -25,6 +25,7 @@ import structlog
 
 from memscaler import __version__, resources
 from memscaler.config.schema import Settings
+from memscaler.config.sleep_doubts import doubts
 from memscaler.core.errors import KernelUnavailable, MemscalerError, PermissionMissing, UsageError
 from memscaler.core.model import SECOND_NS
 from memscaler.core.servers import Supervised
@@ -41,6 +42,7 @@ from memscaler.daemon.leases import Leases
 from memscaler.daemon.loop import Ending, Loop, Parts
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
+from memscaler.daemon.outdated import Outdated
 from memscaler.daemon.portrait import Facts
 from memscaler.daemon.recall import recall
 from memscaler.daemon.record import Recorder
@@ -49,6 +51,7 @@ from memscaler.daemon.requests import SOCKET
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
 from memscaler.daemon.signals import StopWanted, has_terminal
+from memscaler.daemon.sleeper_process import SleeperProcess
 from memscaler.daemon.standby import Standby, begin
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.watching import Watching
@@ -81,9 +84,10 @@ class Ended:
     again: bool = False
 
 
-def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
+def run(settings: Settings, load: Callable[[], Settings], sleeper: Path) -> Ended:
     """Govern until SIGTERM or SIGINT (or SIGHUP, if a terminal sends it). load: reads the settings anew, for a reload.
 
+    sleeper: the program that goes down the deeper stages, if any are configured.
     Raise MemscalerError for everything that keeps it from starting.
     """
     if not settings.watches and not settings.discover:
@@ -93,7 +97,9 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     lock.prepare_runtime_dir(settings.runtime_dir)
     if not settings.dry_run:
-        privileges.keep_rights(writes_to=settings.runtime_dir)
+        # The socket of a supervisor of servers may belong to somebody else, and the unit's group is not always there.
+        more = ("CAP_DAC_OVERRIDE",) if settings.stages else ()
+        privileges.keep_rights((*privileges.GOVERNING, *more), writes_to=settings.runtime_dir)
     notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
         released, asker = begin(settings.runtime_dir, stack), None
@@ -101,7 +107,7 @@ def run(settings: Settings, load: Callable[[], Settings]) -> Ended:
         _serve_operators(settings, mailbox, stack)
         ended = Ending.RELEASE
         if released is None:
-            loop, well = _govern(settings, load, mailbox, notifier, changed)
+            loop, well = _govern(settings, load, sleeper, mailbox, notifier, changed)
             released, asker, ended = loop.released, loop.asker, loop.ending
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
@@ -130,6 +136,7 @@ def _is_told_to_stop(mailbox: Mailbox) -> bool:
 def _govern(
     settings: Settings,
     load: Callable[[], Settings],
+    sleeper: Path,
     mailbox: Mailbox,
     notifier: Notifier,
     changed: Callable[[], None],
@@ -149,7 +156,6 @@ def _govern(
         watching.apply(_first_look(look))
         _say_what_is_governed(settings, governed, watching)
         word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
-        learn = partial(_learn, word, watching) if word else _nothing
         equip = partial(_equip, settings, driver, ledger, mailbox, word)
         identities = {uuid: each.device.identity for uuid, each in governed.items()}
         journal = Journal(settings.runtime_dir / JOURNAL)
@@ -159,6 +165,7 @@ def _govern(
         reloader = Reloader(
             load, settings, driver, partial(partial, _look, driver, users), learning.unknown, mailbox.put
         )
+        learn = partial(_learn, word, watching, Outdated(reloader, _supervised(settings)))
         history = History(settings.kept_in, writes=not settings.dry_run)
         recorder = Recorder(_facts(settings, driver, watching), identities, log, history, changed)
         _remember(settings, governed, recorder, learning)
@@ -175,6 +182,8 @@ def _govern(
                 leases=_leases(settings),
                 conflicts=Conflicts(settings.conflict_pause_s),
                 start_guardian=None if settings.dry_run else guardian,
+                start_sleeper=_sleeper(settings, sleeper, environment),
+                settings=settings,
                 plan=reloader.plan,
                 gpu_users=lambda: users.pids,
                 outdated=lambda: driver.outdated,
@@ -201,6 +210,13 @@ def _govern(
             log.info("memscaler.stopped", every_gpu_awake=False)
             stack.pop_all()  # see run
         return loop, well
+
+
+def _sleeper(settings: Settings, program: Path, environment: Mapping[str, str]) -> Callable[[], SleeperProcess] | None:
+    """Starts what goes down the deeper stages; None: nothing does in a dry run."""
+    if settings.dry_run:
+        return None
+    return partial(SleeperProcess, program, settings.runtime_dir, environment, settings.log_format, settings.log_level)
 
 
 def _remember(settings: Settings, governed: Collection[str], recorder: Recorder, learning: Adaptive) -> None:
@@ -255,11 +271,14 @@ def _look(driver: Driver, users: _GpuUsers, settings: Settings) -> tuple[Found, 
         discover=settings.discover,
         gpu_processes=contexts,
         name_gpu=lambda uuid: names.get(uuid, uuid),
+        thorough=bool(settings.stages),  # whoever is to sleep has to be known
     )
 
 
-def _learn(word: ServerWord, watching: Watching) -> None:
-    word.learn(watching.governed)
+def _learn(word: ServerWord | None, watching: Watching, outdated: Outdated) -> None:
+    outdated.look()
+    if word is not None:
+        word.learn(watching.governed)
 
 
 def _nothing() -> None:
@@ -402,6 +421,7 @@ def _facts(settings: Settings, driver: Driver, watching: Watching) -> Facts:
         server_of_slot=watching.server_of_slot,
         waiting=lambda: {str(spec): why for spec, why in watching.waiting.items()},
         ungoverned=lambda: tuple(_ungoverned(driver, watching.governed)),
+        discovers=lambda: watching.discovers,
     )
 
 
@@ -414,6 +434,8 @@ def _ungoverned(driver: Driver, governed: Collection[str]) -> Iterator[Ungoverne
 
 
 def _say_what_is_governed(settings: Settings, governed: Mapping[str, Governed], watching: Watching) -> None:
+    for doubt in doubts(settings):
+        log.warning("config.doubted", what=doubt)
     for uuid, each in governed.items():
         log.info(
             "gpu.governed",

@@ -10,6 +10,7 @@ MemscalerError as its exception. The documents:
     ParkWanted                {"gpus": [{"gpu", "state", "reason"}]}, state "parked": it is
     ReleaseWanted             {}
     ReloadWanted              {"changes": [a line for each]}
+    WakeWanted, SleepWanted, SuspendWanted   what the sleeper says; sleep_requests.py
 
 The id of a hold is what ends it: TiedEnded carries it when the client of a tied hold is gone.
 """
@@ -27,10 +28,13 @@ from typing import Any, NoReturn, TypeVar
 
 from memscaler.config import schema
 from memscaler.core.errors import UsageError
+from memscaler.daemon.sleep_requests import STAGES, SUSPEND_WORDS, SleepWanted, SuspendWanted, WakeWanted
 
 SOCKET = schema.CONTROL_SOCKET
 HINT = "see docs/operating.md for what may be asked"
 MOST_GPUS = 64
+MOST_SERVERS = 64
+FAR_UNIX_S = 1e11
 NAME_CHARS = 128
 REASON_CHARS = 200
 SHORTEST_S, LONGEST_S = 1.0, 366 * 86400.0
@@ -116,8 +120,23 @@ class ReloadWanted:
 
 READS = (Status, Verify)
 """What changes nothing; everything else is for who may change something."""
+FOR_READERS = (WakeWanted,)
+"""But for this, which undoes only what we did ourselves."""
+PATIENT = (WakeWanted, SleepWanted)
+"""What may take as long as a server takes to start."""
 Request = (
-    Status | Verify | HoldWanted | UnholdWanted | ParkWanted | PauseWanted | ResumeWanted | ReleaseWanted | ReloadWanted
+    Status
+    | Verify
+    | HoldWanted
+    | UnholdWanted
+    | ParkWanted
+    | PauseWanted
+    | ResumeWanted
+    | ReleaseWanted
+    | ReloadWanted
+    | WakeWanted
+    | SleepWanted
+    | SuspendWanted
 )
 
 
@@ -147,6 +166,9 @@ ROUTES: Mapping[str, type[Request]] = {
     "/v1/resume": ResumeWanted,
     "/v1/release": ReleaseWanted,
     "/v1/reload": ReloadWanted,
+    "/v1/wake": WakeWanted,
+    "/v1/sleep": SleepWanted,
+    "/v1/suspend": SuspendWanted,
 }
 
 
@@ -217,6 +239,33 @@ def _for_s(key: str, raw: object) -> float | None:
     return float(raw)
 
 
+def _servers(key: str, raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list):
+        refuse(f'{key} is a list, as in ["chat"]')
+    if len(raw) > MOST_SERVERS:
+        refuse(f"{key} has more than {MOST_SERVERS} names")
+    return tuple(_name(key, name) for name in raw)
+
+
+def _one_of(words: Sequence[str]) -> Callable[[str, object], str]:
+    def check(key: str, raw: object) -> str:
+        return raw if isinstance(raw, str) and raw in words else refuse(f"{key} is one of {', '.join(words)}")
+
+    return check
+
+
+def _stage(key: str, raw: object) -> str:
+    return "" if raw is None else _one_of(STAGES)(key, raw)
+
+
+def _unix_s(key: str, raw: object) -> float | None:
+    if raw is None:
+        return None
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= FAR_UNIX_S:
+        refuse(f"{key} is a number of seconds since 1970, or null")
+    return float(raw)
+
+
 def _name(key: str, raw: object) -> str:
     name = text(key, raw, NAME_CHARS)
     return name or refuse(f"{key} has an empty name")
@@ -252,6 +301,11 @@ _CHECKS: Checks = {
     "reason": _reason,
     "tied": truth,
     "id": _id,
+    "servers": _servers,
+    "stage": _stage,
+    "do": _one_of(SUSPEND_WORDS),
+    "force": truth,
+    "wake_unix_s": _unix_s,
 }
 
 

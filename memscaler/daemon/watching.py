@@ -6,21 +6,23 @@ named for it awake: what nobody hears must not find them parked. It has a slot b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from memscaler.config.ports import Watch as Spec
 from memscaler.config.schema import Settings
-from memscaler.core.errors import ConfigError
+from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.model import SECOND_NS, GpuPolicy, Policy
-from memscaler.core.watch import WatchSettings
+from memscaler.core.watch import HOST, WatchSettings
 from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.discovery import NO_CONTEXT, Found
 from memscaler.daemon.server_word import TELLING, Server
 from memscaler.daemon.targets import Governed
+from memscaler.gpu.inventory import resolve
 from memscaler.kernel.ledger import Ledger, Watch
 from memscaler.kernel.scopes import own_netns
 from memscaler.kernel.sock_diag import SockDiag
@@ -42,6 +44,16 @@ class Watched:
     watch: Watch
     found: Found
     gpus: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """How it is named towards the sleeper: "8080" or "8080@container:web"."""
+        return self.key_of(self.found)
+
+    @staticmethod
+    def key_of(found: Found) -> str:
+        """The same of what was found."""
+        return f"{found.port}" + f"@{found.scope}" * (found.scope != str(HOST))
 
 
 class Watching:
@@ -69,6 +81,7 @@ class Watching:
         self._new_until_s = 0.0
         self._to_ask: Mapping[str, tuple[Server, ...]] = {}
         self._own = own_netns()
+        self._guarded: frozenset[str] = frozenset()
         self.restarted: set[str] = set()
         """The GPUs whose servers began to listen anew, until somebody has taken notice."""
         self.expects_more = False
@@ -102,6 +115,28 @@ class Watching:
         watched = self.of_slot(slot)
         return "" if watched is None else watched.found.server
 
+    @property
+    def all(self) -> Collection[Watched]:
+        """Every watch that is counted."""
+        return self._watched.values()
+
+    def guard(self, keys: frozenset[str]) -> None:
+        """These servers sleep, or are about to: they may leave their GPUs, and even be stopped, and are watched on.
+
+        Nor are they asked whether they work: nobody is there, and what hangs must not keep a GPU awake.
+        """
+        self._guarded = keys
+        self._ask_anew()
+
+    def gpu_names(self, words: Iterable[str]) -> dict[str, str]:
+        """The UUIDs of the governed GPUs that are meant by these words, of those that mean one."""
+        devices = [each.device for each in self._governed.values()]
+        found = {f"gpu{device.identity.index}": device.identity.uuid for device in devices}
+        for word in words:
+            with contextlib.suppress(UsageError):
+                found[word] = resolve(word, devices).identity.uuid
+        return found
+
     def watches_of(self, gpu: str) -> tuple[Watched, ...]:
         """The watches that drive a GPU."""
         return tuple(each for each in self._watched.values() if gpu in each.gpus)
@@ -109,6 +144,11 @@ class Watching:
     def servers_to_ask(self, gpu: str) -> tuple[Server, ...]:
         """Those behind a GPU that are known to tell whether they work. May be called by any thread."""
         return self._to_ask.get(gpu, ())
+
+    @property
+    def discovers(self) -> bool:
+        """Whether servers are watched that nobody has named."""
+        return self._settings.discover
 
     @property
     def waiting(self) -> Mapping[Spec, str]:
@@ -157,7 +197,10 @@ class Watching:
         self._waiting = {found.watch: found.problem for found in founds if found.watch and not found.attach}
         # A server that has closed its listener may still answer; a namespace that has lost its name still has sockets.
         lingering = {place for place in self._watched.keys() - wanted.keys() if self._is_busy(place)}
-        for place in self._watched.keys() - wanted.keys() - lingering:
+        asleep = self._asleep(wanted) - lingering
+        for place in asleep:
+            self._follow_sleeping(self._watched[place], founds)
+        for place in self._watched.keys() - wanted.keys() - lingering - asleep:
             self._end(place)
         for place, found in wanted.items():
             watched = self._watched.get(place)
@@ -173,11 +216,20 @@ class Watching:
         missing = wanted.keys() - self._watched.keys()  # refused; perhaps for want of a free slot
         # A server may take another GPU a moment after its first.
         self.expects_more = unknown or bool(lingering) or bool(missing) or time.monotonic() < self._new_until_s
-        self._to_ask = {uuid: tuple(self._tellers(uuid)) for uuid in self._governed}
+        self._ask_anew()
         return before != (self._drives(), dict(self._waiting), self._refused_gpus)
 
     def _drives(self) -> dict[Place, tuple[int, tuple[str, ...]]]:
         return {place: (each.watch.slot, each.gpus) for place, each in self._watched.items()}
+
+    def _asleep(self, wanted: Mapping[Place, Found]) -> set[Place]:
+        """Those that the sleeper has taken down, unless they have come back in another namespace."""
+        back = {Watched.key_of(found) for found in wanted.values()}
+        gone = self._watched.keys() - wanted.keys()
+        return {place for place in gone if (key := self._watched[place].key) in self._guarded and key not in back}
+
+    def _ask_anew(self) -> None:
+        self._to_ask = {uuid: tuple(self._tellers(uuid)) for uuid in self._governed}
 
     def _is_busy(self, place: Place) -> bool:
         return self._ledger.open_connections(self._watched[place].watch) > 0
@@ -209,12 +261,22 @@ class Watching:
     def _update(self, watched: Watched, found: Found) -> None:
         old, before = watched.found, watched.gpus
         watched.gpus, watched.found = self._gpus(found), found
+        if not watched.gpus and watched.key in self._guarded:
+            watched.gpus = before  # checkpointed, or stopped: it comes back to where it was
         if watched.gpus != before:
             self._say("watch.changed", watched)
         if found.addresses and (not old.addresses or (old.pids and found.pids and not {*old.pids} & {*found.pids})):
             self._say("server.started", watched)  # it is about to load its model
             watched.watch.began_ns = time.monotonic_ns()
             self.restarted |= set(watched.gpus)
+
+    def _follow_sleeping(self, sleeping: Watched, founds: Iterable[Found]) -> None:
+        """Nobody may be there until it is brought back; and then its GPUs are not known until it has contexts again."""
+        now = next((found for found in founds if Watched.key_of(found) == sleeping.key), None)
+        pids, addresses = (now.pids, now.addresses) if now else ((), ())
+        self._update(sleeping, replace(sleeping.found, pids=pids, addresses=addresses))
+        if sleeping.found.watch is not None:
+            self._waiting.pop(sleeping.found.watch, None)
 
     def _refuse(self, place: Place, found: Found, reason: str) -> None:
         self._refused_gpus[place] = self._gpus(found)
@@ -241,13 +303,14 @@ class Watching:
         for spec, reason in self._waiting.items():
             if before.get(spec) != reason:
                 gpus = self._names(self._named.get(spec, ()))
-                hint = "its GPUs stay awake until it is there" if gpus else "nothing is parked for it until it is there"
+                until = "uses one, or its gpus are named" if reason == NO_CONTEXT else "is there"
+                hint = f"{'its GPUs stay awake' if gpus else 'nothing is parked for it'} until it {until}"
                 log.warning("watch.waiting", watch=str(spec), reason=reason, gpus=gpus, hint=hint)
 
     def _tellers(self, uuid: str) -> Iterator[Server]:
         for (inode, port), each in self._watched.items():
             found = each.found
-            if uuid in each.gpus and found.server in TELLING and found.addresses:
+            if uuid in each.gpus and found.server in TELLING and found.addresses and each.key not in self._guarded:
                 path = None if inode == self._own else found.netns_path
                 address = found.addresses[0]
                 yield Server(each.watch.slot, port, found.server, address, path, inode, each.watch.netns)

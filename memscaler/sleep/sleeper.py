@@ -1,0 +1,419 @@
+"""The sleeper: hears the governor, keeps a Charge for each watched server, and tells how they stand.
+
+One event loop. It ends when the governor says so, has gone, or stands still, for then nobody tells who comes: every
+stage is left first, as long as that may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from memscaler.core.stages import MachineSleep, Rung, Sleep, Stage
+from memscaler.daemon.sleeper_words import Done, Guard, Look
+from memscaler.servers.aside import aside
+from memscaler.sleep import charge as charges
+from memscaler.sleep import moves
+from memscaler.sleep.charge import Charge
+from memscaler.sleep.drivers import make
+from memscaler.sleep.drivers.protocol import Call, Target
+from memscaler.sleep.ending import machine_is_stopping
+from memscaler.sleep.journal import Journal
+from memscaler.sleep.ladder import MARGIN_S
+from memscaler.sleep.link import (
+    Announced,
+    Do,
+    End,
+    FromSleeper,
+    Link,
+    LinkLost,
+    Resumed,
+    Rules,
+    Seen,
+    ServerSeen,
+    from_governor,
+)
+from memscaler.sleep.looks import Looks
+from memscaler.sleep.machine import BringBack, NotPrepared, Prepare, Quiet
+from memscaler.sleep.scope import rules_for, suspend_rule
+from memscaler.sleep.standstill import stands_still
+from memscaler.sleep.suspending import Report, Slept, Suspending
+from memscaler.sleep.voice import Voice
+from memscaler.sleep.wishes import Wishes
+
+SOON_S = 0.02  # reports that follow each other so closely are one
+OWN_S = 0.2
+STILL_EVERY_S = 0.5  # while anything sleeps: whether the governor stands still; found twice, it does
+SHORTEST_END_S = 5.0
+SHUTDOWN_S = 20.0  # of the machine: what is asleep ends with it
+LOWEST = frozenset({"parked", "unmanaged"})  # public states: as low as this GPU goes
+FIRST_ASK_S, LONGEST_ASK_S = 30.0, 3600.0  # between questions whether a quiet server sleeps by itself
+ASK_LIMIT_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Sleeper:
+    """One run. Make it in the loop's thread."""
+
+    def __init__(self, link: Link, runtime_dir: Path, around: make.Around | None = None) -> None:
+        """around: of the drivers, for tests; its announcements are ours."""
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = link
+        self._voice = Voice(self._loop, self._send, lambda: self._link is not None)
+        base = around or make.Around(runtime_dir)
+        mine = make.Around(base.runtime, self._voice.announced, base.root, base.supervisors)
+        self.journal = Journal(runtime_dir)
+        self._managers = make.managers(mine)
+        self._around = charges.Around(make.drivers(mine), self.journal, self._arm, self._disarm, self.changed)
+        self.charges: dict[str, Charge] = {}
+        self.rules = Rules()
+        self._seen: Seen | None = None
+        self._calls: dict[int, tuple[str, int]] = {}
+        self.looks = Looks(self._look, self._tell_quiet)
+        self._ids = itertools.count(1)
+        self._began_s = time.monotonic()
+        self._machine = MachineSleep()
+        self._problem = ""
+        self._soon: asyncio.TimerHandle | None = None
+        self._told: Sleep | None = None
+        self._quiet: Quiet | None = None
+        self._asks: dict[str, asyncio.Task[None]] = {}
+        self._governor = os.getppid()
+        self._watch: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+        self._adopted = False
+        self.suspending = Suspending(runtime_dir, self._from_thread)
+        self.wishes = Wishes(self)
+
+    async def run(self) -> bool:
+        """Until the end. True if nothing is left in a stage."""
+        link = self._link
+        if link is None:
+            return True
+        self._loop.add_reader(link.fileno(), self._readable)
+        owned = await self._own()
+        if owned is not None:
+            self._adopt()
+            self.suspending.start()
+            if self._seen is not None:
+                self._picture(self._seen)
+            self._configure()
+        await self._over.wait()
+        self._problem = ""
+        well = await self._leave_all()
+        self.suspending.close()
+        self._report()
+        self._hang_up()
+        if owned is not None:
+            os.close(owned)
+        return well
+
+    async def _own(self) -> int | None:
+        """The journal's lock. Somebody may still be at work: an undo, or a sleeper whose governor has died."""
+        while not self._over.is_set():
+            try:
+                return self.journal.own()
+            except BlockingIOError:
+                self._problem = "servers of an earlier memscaler are being brought back"
+            except OSError as error:
+                self._problem = f"cannot write {self.journal.folder}: {error.strerror}"
+            self.changed()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(OWN_S):
+                    await self._over.wait()
+        return None
+
+    def _adopt(self) -> None:
+        """What an earlier one has left in a stage is left first."""
+        found = self.journal.found()
+        self._problem = ""
+        if found.unreadable:
+            self._problem = f"cannot read {', '.join(str(path) for path in found.unreadable)}: a server may be down"
+            log.error("sleep.journal_unreadable", files=[str(path) for path in found.unreadable])
+        for entry in found.entries:
+            log.warning("stage.found", server=str(entry.server), stage=str(entry.spells[-1].rule.stage))
+            self.charges[entry.server.key] = Charge(entry.server, self._around, entry)
+        self._adopted = True
+        self.changed()
+
+    # ---- the governor --------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            while self._link is not None and (data := self._link.receive()) is not None:
+                try:
+                    message = from_governor(data)
+                except ValueError as error:
+                    log.error("sleeper.message_refused", err=str(error))
+                    continue
+                self._hear(message)
+        except LinkLost as error:
+            self._lost(error)
+
+    def _hear(self, message: object) -> None:
+        match message:
+            case Seen():
+                self._seen = message
+                if self._adopted:
+                    self._picture(message)
+                self.looks.seen(message.id)
+            case Rules():
+                self.rules = message
+                if self._adopted:
+                    self._configure()
+            case Do():
+                self.wishes.do(message)
+            case Resumed():
+                self._send(Look(0))
+            case Announced():
+                self._voice.answer(message)
+            case End():
+                self._over.set()
+
+    def _lost(self, error: LinkLost) -> None:
+        log.warning("sleeper.governor_gone", err=str(error))
+        self._hang_up()
+        self._over.set()
+
+    async def _watch_governor(self) -> None:
+        """As long as anything sleeps. It may be a moment (a debugger looks, and goes on)."""
+        before = False
+        while self._link is not None and any(not charge.standing.is_up for charge in self.charges.values()):
+            await asyncio.sleep(STILL_EVERY_S)
+            still = stands_still(self._governor)
+            if before and still:
+                self._lost(LinkLost("the governor stands still"))
+            before = still
+        self._watch = None
+
+    def _hang_up(self) -> None:
+        link, self._link = self._link, None
+        self._voice.hang_up()
+        if link is not None:
+            self._loop.remove_reader(link.fileno())
+            self._loop.remove_writer(link.fileno())
+            link.close()
+
+    def _send(self, message: FromSleeper) -> None:
+        if self._link is None:
+            return
+        try:
+            self._link.send(message)
+            if self._link.waiting:
+                self._loop.add_writer(self._link.fileno(), self._writable)
+        except LinkLost as error:
+            self._lost(error)
+        except ValueError as error:  # too long
+            log.error("sleeper.not_told", err=str(error))
+
+    def _writable(self) -> None:
+        if self._link is None:
+            return
+        try:
+            self._link.flush()
+            if not self._link.waiting:
+                self._loop.remove_writer(self._link.fileno())
+        except LinkLost as error:
+            self._lost(error)
+
+    def answer(self, done: Done) -> None:
+        """To an operator's wish."""
+        self._send(done)
+
+    def _arm(self, key: str, call: int) -> None:
+        number = next(self._ids)
+        self._calls = {other: each for other, each in self._calls.items() if each[0] != key}
+        self._calls[number] = key, call
+        self._send(Guard(number, (key,), on=True))
+
+    def _disarm(self, key: str) -> None:
+        self._send(Guard(next(self._ids), (key,), on=False))
+
+    def _look(self) -> int:
+        number = next(self._ids)
+        self._send(Look(number))
+        return number
+
+    # ---- the picture ---------------------------------------------------------------------------------------------
+
+    def _picture(self, seen: Seen) -> None:
+        asked, call = self._calls.pop(seen.id, ("", 0))
+        for server in seen.servers:
+            target = Target(server.key, server.port, server.scope, server.name, server.gpus, server.pids)
+            charge = self.charges.get(server.key)
+            if charge is None:
+                charge = self.charges[server.key] = Charge(target, self._around)
+            elif not server.gpus and not charge.standing.is_up:  # stopped or checkpointed, it is on no GPU
+                target = Target(server.key, server.port, server.scope, server.name, charge.server.gpus, server.pids)
+            charge.server = target
+            charge.configure(rules_for(target, self.rules))
+            charge.post(_sight(server, target, seen, call if server.key == asked else 0))
+            if server.live or server.rang:
+                charge.asleep_by = ""
+        there = {server.key for server in seen.servers}
+        for key, charge in list(self.charges.items()):
+            if key not in there:
+                charge.post(moves.Gone())
+                if charge.is_gone:
+                    charge.close()
+                    del self.charges[key]
+        self._ask_quiet_ones()
+        self.changed()
+
+    def _configure(self) -> None:
+        for charge in list(self.charges.values()):
+            charge.configure(rules_for(charge.server, self.rules))
+        suspend = suspend_rule(self.rules)
+        self.suspending.configure(None if suspend is None else suspend.after_s, self.rules.suspend)
+        self.changed()
+
+    def _ask_quiet_ones(self) -> None:
+        """Whether they sleep by themselves, or by another manager's doing: seldom, and it wakes nobody."""
+        for key, charge in self.charges.items():
+            at = charge.standing
+            quiet = at.seen is not None and at.seen.parked and not at.seen.live and at.is_up
+            if quiet and charge.rules and key not in self._asks:
+                self._asks[key] = self._loop.create_task(self._ask(key, charge))
+
+    async def _ask(self, key: str, charge: Charge) -> None:
+        pause_s = FIRST_ASK_S
+        while True:
+            await asyncio.sleep(pause_s)
+            at = charge.standing
+            if self.charges.get(key) is not charge or self._over.is_set():
+                break
+            if at.seen is None or at.seen.live or not at.seen.parked or not at.is_up:
+                charge.asleep_by = ""
+                break
+            by = await aside(partial(self._managers.asleep_by, charge.server, Call.within(ASK_LIMIT_S)))
+            if by != charge.asleep_by:
+                charge.asleep_by = by
+                self.changed()
+            pause_s = min(pause_s * 2, LONGEST_ASK_S)
+        self._asks.pop(key, None)
+
+    # ---- the machine ---------------------------------------------------------------------------------------------
+
+    def _from_thread(self, report: Report) -> None:
+        with suppress(RuntimeError):  # the loop is over
+            self._loop.call_soon_threadsafe(self._suspending_said, report)
+
+    def _suspending_said(self, report: Report) -> None:
+        match report:
+            case Prepare():
+                self.wishes.prepare(report)
+            case BringBack():
+                self.wishes.bring_back(report)
+            case Slept(slept_s):
+                log.info("machine.resumed", slept_s=round(slept_s, 1))
+                self._send(Look(0))
+            case MachineSleep():
+                self._machine = report
+                self.changed()
+            case Done():
+                self.answer(report)
+
+    def _tell_quiet(self) -> None:
+        quiet = self._quiet_now()
+        if quiet != self._quiet:
+            self._quiet = quiet
+            self.suspending.tell(quiet)
+        leaving = next((each for each in self.charges.values() if each.standing.rung is Rung.LEAVING), None)
+        if self.wishes.preparing and leaving is not None:
+            self.suspending.tell(NotPrepared(f"{leaving.server}: {leaving.standing.up_for}"))
+
+    def _quiet_now(self) -> Quiet:
+        if self._seen is None:
+            return Quiet(None, "the servers have not been looked at yet")
+        since_s = self._began_s
+        for charge in self.charges.values():
+            seen, at = charge.standing.seen, charge.standing
+            if seen is not None and seen.live:
+                return Quiet(None, f"{charge.server} is used")
+            if seen is not None and seen.held:
+                return Quiet(None, f"{charge.server}: {seen.held}")
+            if at.rung in (Rung.LEAVING, Rung.STUCK):
+                return Quiet(None, f"{charge.server}: {at.up_for or at.said}")
+            since_s = max(since_s, at.quiet_from_s, 0.0 if seen is None else seen.active_s)
+        return Quiet(since_s)
+
+    # ---- what is told --------------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Something is to be told, soon."""
+        if self._soon is None:
+            self._soon = self._loop.call_later(SOON_S, self._report)
+
+    def _report(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._adopted:
+            self._tell_quiet()
+        servers = tuple(charge.report() for _, charge in sorted(self.charges.items()) if not charge.is_gone)
+        told = Sleep(os.getpid(), servers, self._machine, self._problem)
+        if self._watch is None and any(not charge.standing.is_up for charge in self.charges.values()):
+            self._watch = self._loop.create_task(self._watch_governor())
+        if told != self._told:
+            self._told = told
+            self._send(told)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    async def _leave_all(self) -> bool:
+        """Every stage; what cannot be left within its time is left to the journal."""
+        ending = list(self.charges.values())
+        stopping = bool(ending) and await aside(machine_is_stopping)
+        if stopping:
+            stay = [charge for charge in ending if charge.standing.stage is Stage.STOP_SERVER]
+            ending = [charge for charge in ending if charge not in stay]
+            for charge in stay:
+                charge.close()
+        limit_s = SHORTEST_END_S
+        for charge in ending:
+            charge.post(moves.End())
+            rules = (*charge.standing.held, *((charge.standing.entering,) if charge.standing.entering else ()))
+            limit_s = max(limit_s, sum(rule.leave_timeout_s + MARGIN_S for rule in rules))
+        limit_s = min(limit_s, SHUTDOWN_S) if stopping else limit_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*(charge.until(_is_up) for charge in ending))
+        except TimeoutError:
+            left = [str(charge.server) for charge in ending if not charge.standing.is_up]
+            log.error("sleeper.ended_early", servers=left, hint="memscaler restore")
+            return False
+        return True
+
+
+def _is_up(at: moves.Standing) -> bool:
+    return at.is_up
+
+
+def _sight(server: ServerSeen, target: Target, seen: Seen, call: int) -> moves.Sight:
+    """What the ladder goes by. A server whose GPUs nobody knows does not go down: who knows what it does."""
+    states = {uuid: seen.gpus[uuid] for uuid in target.gpus if uuid in seen.gpus}
+    held = next((uuid for uuid, gpu in states.items() if gpu.held), None)
+    awake = next((uuid for uuid, gpu in states.items() if gpu.state not in LOWEST), None)
+    why = "" if states else "its GPUs are not known"
+    if awake is not None:
+        why = f"GPU {awake} is {states[awake].state}"
+    return moves.Sight(
+        at_s=seen.at_ns / 1e9,
+        call=call,
+        live=server.live,
+        rang=server.rang,
+        active_s=server.last_activity_ns / 1e9,
+        touched_s=server.last_touch_ns / 1e9,
+        parked=not why,
+        unparked=why,
+        held="" if held is None else f"GPU {held} is held awake",
+        pids=server.pids,
+    )
