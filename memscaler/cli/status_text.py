@@ -9,7 +9,9 @@ from typing import Any
 
 from memscaler.cli.output import WIDTH, columns, labelled, plain, span
 from memscaler.cli.paint import Paint
+from memscaler.cli.sleep_text import sleep_parts
 from memscaler.core.text import energy, idle_time
+from memscaler.servers.beside import nobody_watches, unwatched, whose
 
 NONE = "-"
 SCOPE_WIDTH = 19
@@ -40,6 +42,7 @@ def status_text(document: Entry, colour: Paint, width: int = WIDTH) -> str:
         table = columns([WATCH_HEADINGS, *rows])
         parts.append(colour.column(table, "OPEN", ["awake" if watch["connections"] else "" for watch in watches]))
     parts += _servers(document.get("servers", ()), colour)
+    parts += sleep_parts(document.get("sleep"), colour)
     parts.append("\n".join(_remarks(document, colour)))
     return "\n\n".join(filter(None, parts))
 
@@ -216,11 +219,20 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def _missing(waiting: Entry) -> str:
+    """What a watch lacks: a server without a GPU is there, and may never have one."""
+    return "nothing to park" if "uses no GPU" in waiting["reason"] else "waiting"
+
+
 def _remarks(document: Entry, colour: Paint) -> list[str]:
     remarks = [("", f"left alone: {_named(each)}: {plain(each['reason'])}") for each in document["ungoverned"]]
-    remarks += [("", f"waiting: {plain(each['watch'])}: {plain(each['reason'])}") for each in document["waiting"]]
+    remarks += [
+        ("", f"{_missing(each)}: {plain(each['watch'])}: {plain(each['reason'])}") for each in document["waiting"]
+    ]
     for each in document["rivals"]:
         remarks.append(("unsure", f"rival: {plain(each['name'])} (pid {plain(each['pid'])}): {plain(each['what'])}"))
+    for server in unwatched(document, document.get("servers", ())):
+        remarks.append(("bad", plain(nobody_watches(server, whose(document["pid"])))))
     if not document["watches"] and not document["waiting"] and document["mode"] != "released":
         remarks.append(("", NO_WATCH))
     remarks += [("", f"notice: {plain(notice)}") for notice in document["notices"]]

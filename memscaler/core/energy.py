@@ -98,7 +98,7 @@ def open_account(state: Public, now_ns: int, calibrated_w: float | None = None) 
 
 def calibrate(account: Account, awake_w: float | None) -> Account:
     """The account from the next park on, with these watts as its last resort; None: there are none."""
-    return replace(account, calibrated_w=_sane(awake_w))
+    return replace(account, calibrated_w=sane(awake_w))
 
 
 def observe_state(account: Account, state: Public, now_ns: int, heard_ns: int = 0) -> Account:
@@ -130,7 +130,7 @@ def observe_reading(account: Account, reading: GpuReading) -> Account:
         return account
     reading = replace(reading, at_ns=account.at_ns)
     account = _settle(account, reading)
-    power_w = _sane(reading.power_w)
+    power_w = sane(reading.power_w)
     if reading.utilization_ratio:
         account = replace(account, calm_ns=account.at_ns + CALM_NS)
     calm = account.state is Public.COOLING and account.at_ns >= account.calm_ns
@@ -149,7 +149,7 @@ def parked_w(account: Account) -> float | None:
 def _with_baseline(account: Account, calm_ns: int) -> Account:
     """For the park that begins now. calm_ns: an earlier reading may show work."""
     calm_w = tuple(power_w for at_ns, power_w in account.candidates if at_ns >= calm_ns)
-    before_w = _median_low(calm_w) if account.state is Public.COOLING else None
+    before_w = median_low(calm_w) if account.state is Public.COOLING else None
     if before_w is not None:
         return replace(account, baseline_w=before_w, baseline_source=BEFORE, earlier_w=before_w)
     if account.earlier_w is not None:
@@ -161,7 +161,7 @@ def _with_baseline(account: Account, calm_ns: int) -> Account:
 def _hold_power(account: Account) -> Account:
     """As if the last reading had been taken again now; nothing for a card that counts its energy itself."""
     last = account.last
-    if last is None or last.energy_j is not None or _sane(last.power_w) is None:
+    if last is None or last.energy_j is not None or sane(last.power_w) is None:
         return account
     again = replace(last, at_ns=account.at_ns)
     return replace(_settle(account, again), last=again, unsampled_ns=_no_time())
@@ -184,7 +184,7 @@ def _pass_time(account: Account, now_ns: int) -> Account:
 def _settle(account: Account, reading: GpuReading) -> Account:
     """The energy since the last reading goes to the states since then, and to the saving."""
     passed_ns = sum(account.unsampled_ns.values())
-    spent_j, source = _spent_j(account.last, reading)
+    spent_j, source = spent_between(account.last, reading)
     if spent_j is None:
         return replace(account, unknown_ns=account.unknown_ns + passed_ns)
     shares = {
@@ -211,24 +211,25 @@ def _settle(account: Account, reading: GpuReading) -> Account:
     )
 
 
-def _spent_j(last: GpuReading | None, now: GpuReading) -> tuple[float | None, str]:
+def spent_between(last: GpuReading | None, now: GpuReading) -> tuple[float | None, str]:
     """The energy between two readings in joules and where the figure comes from; None if nobody knows."""
     if last is None:
         return None, ""
-    before_j, after_j = _sane(last.energy_j), _sane(now.energy_j)
+    before_j, after_j = sane(last.energy_j), sane(now.energy_j)
     if before_j is not None and after_j is not None and after_j >= before_j:
         return after_j - before_j, "counter"
-    before_w, after_w = _sane(last.power_w), _sane(now.power_w)
+    before_w, after_w = sane(last.power_w), sane(now.power_w)
     passed_ns = now.at_ns - last.at_ns
     if before_w is None or after_w is None or passed_ns > GAP_NS:
         return None, ""
     return (before_w + after_w) / 2 * passed_ns / SECOND_NS, "integrated"
 
 
-def _sane(value: float | None) -> float | None:
+def sane(value: float | None) -> float | None:
     """None for what no card can mean: negative, infinite, not a number."""
     return value if value is not None and 0 <= value < float("inf") else None
 
 
-def _median_low(values: tuple[float, ...]) -> float | None:
+def median_low(values: tuple[float, ...]) -> float | None:
+    """Of two the lower one; None without any."""
     return sorted(values)[(len(values) - 1) // 2] if values else None

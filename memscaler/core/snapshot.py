@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memscaler.core.servers import Supervised
+from memscaler.core.stages import Sleep, Spent, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,17 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class StageWakes:
+    """How long leaving a stage took a server, since the start."""
+
+    port: int
+    scope: str
+    server: str
+    stage: Stage
+    wakes: Histogram
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """A GPU changed its state. at_unix_s: seconds since 1970; gpu: its UUID; was, state: public states."""
 
@@ -96,7 +108,7 @@ class GpuSnapshot:
     start; saved_today_j: on this local day, saved_total_j: over restarts. power: the last readings, as
     (CLOCK_MONOTONIC in ns, watts), the latest one last. states: the last ones, as (CLOCK_MONOTONIC in ns, state), too.
     baseline_source: whence baseline_w is, as in core/energy.py; "" without one. idle_after_s: the idle time in force;
-    idle_why: the reason of one that was learned, in words.
+    idle_why: the reason of one that was learned, in words. stages: the deeper ones that it was in since the start.
     """
 
     identity: Identity
@@ -127,6 +139,7 @@ class GpuSnapshot:
     baseline_source: str = ""
     idle_after_s: float = 0.0
     idle_why: str = ""
+    stages: Mapping[Stage, Spent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,5 +205,10 @@ class Snapshot:
     """Since when `saved_total_j` is counted; None: nobody counts."""
     labels: tuple[tuple[str, str], ...] = ()
     """What the operator calls this machine: (name, value)."""
+    discovers: bool = False
+    """Servers are found and watched although nobody has named them."""
     supervised: Supervised = field(default_factory=Supervised)
     """What the supervisors of servers say; who asks for the snapshot looks."""
+    sleep: Sleep = field(default_factory=Sleep)
+    """What the sleeper said last about the deeper stages; empty where none is configured."""
+    stage_wakes: tuple[StageWakes, ...] = ()

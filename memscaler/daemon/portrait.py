@@ -56,6 +56,7 @@ class Facts:
     server_of_slot: Callable[[int], str]
     waiting: Callable[[], Mapping[str, str]]
     ungoverned: Callable[[], tuple[Ungoverned, ...]]
+    discovers: Callable[[], bool]
 
 
 @dataclass(slots=True)

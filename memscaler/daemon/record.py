@@ -9,6 +9,7 @@ import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -25,8 +26,10 @@ from memscaler.core.snapshot import (
     Snapshot,
     Transition,
 )
+from memscaler.core.stages import Sleep
 from memscaler.daemon.portrait import About, Facts, Known, gpu_snapshot, kernel_snapshot, watch_snapshot
 from memscaler.daemon.rivals import Rival
+from memscaler.daemon.sleep_book import SleepBook
 from memscaler.gpu.reports import WakeTiming
 from memscaler.history.writer import History
 from memscaler.kernel.ledger import Corrections, Ledger, Watch
@@ -79,6 +82,7 @@ class Recorder:
         now_ns = time.monotonic_ns()
         self._changed = changed
         self._facts, self._history = facts, history
+        self._sleep = SleepBook(log, history)
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus: dict[str, Known] = {}
@@ -117,6 +121,7 @@ class Recorder:
     def let_go(self, uuid: str) -> None:
         """This one is not governed any more."""
         gone = self._gpus.pop(uuid)
+        self._sleep.let_go(uuid)
         self._history.forget_count(uuid)
         self.log.info("gpu.let_go", gpu=f"gpu{gone.identity.index}")
 
@@ -140,6 +145,7 @@ class Recorder:
             mine.public, mine.since_ns = public, now_ns
             mine.states.append((now_ns, str(public)))
             mine.account = energy.observe_state(mine.account, public, now_ns, heard_ns(uuid))
+            self._sleep.state(uuid, public, now_ns)
             if gpu.distrust:
                 mine.reason = gpu.distrust
             elif public is Public.PARKED:
@@ -220,6 +226,7 @@ class Recorder:
         if reading.power_w is not None:
             mine.power.append((reading.at_ns, reading.power_w))
         self._history.follow(uuid, mine.account)
+        self._sleep.sampled(uuid, reading)
 
     def oldest_sample_ns(self) -> int:
         """The time of the last sample of that GPU whose last sample is oldest."""
@@ -282,6 +289,14 @@ class Recorder:
     def resumed(self, slept_s: float) -> None:
         self.log.info("machine.resumed", slept_s=round(slept_s, 1))
 
+    @telling(())
+    def slept(self, sleep: Sleep) -> Sequence[str]:
+        """The sleeper has reported. Answers with the GPUs to sample, because their servers went deeper, or came up."""
+        states = {uuid: mine.public for uuid, mine in self._gpus.items() if mine.public is not None}
+        changed = self._sleep.told(sleep, states, time.monotonic_ns())
+        self._changed()
+        return changed
+
     @telling(None)
     def reloaded(self, changes: Sequence[str], error: MemscalerError | None) -> None:
         if error is None:
@@ -330,7 +345,10 @@ class Recorder:
             hostname=self._facts.hostname,
             dry_run=self._facts.dry_run,
             gpus=tuple(
-                gpu_snapshot(mine, state.gpus[uuid], now_ns, about(uuid), self._history.of(uuid))
+                replace(
+                    gpu_snapshot(mine, state.gpus[uuid], now_ns, about(uuid), self._history.of(uuid)),
+                    stages=self._sleep.spent(uuid),
+                )
                 for uuid, mine in self._gpus.items()
             ),
             watches=tuple(
@@ -346,6 +364,9 @@ class Recorder:
             transitions=tuple(self._transitions),
             saved_since_unix_s=self._history.since_unix_s,
             labels=self._facts.labels,
+            sleep=self._sleep.sleep,
+            stage_wakes=self._sleep.wakes,
+            discovers=self._facts.discovers(),
         )
 
     def _index(self, uuid: str) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from memscaler.core.stage_times import Spell
+from memscaler.core.stages import Spent, Stage
+from memscaler.history.stages import SpellKey, spell_key
 from memscaler.history.tables import Hour, Park
 
 MOST_GAPS = 20_000  # of all GPUs, two megabytes
 MOST_PARKS = 5_000
 MOST_HOURS = 5_000  # GPUs times hours
+MOST_SPELLS = 5_000  # in deeper stages
 MOST_GPUS = 1_024
 MOST_J = 1e15  # a hundred kilowatts for 300 years: more is no figure of ours
 
@@ -34,6 +38,7 @@ class Batch:
     """Rows by UUID. gpus: index and name; since_ms: governed from then on; gaps: (UUID, start in ms, length in ms).
 
     parks by (UUID, begin in ms); hours by (UUID, hours since 1970), to be added to what is there; saved likewise.
+    spells: in deeper stages; deep by (UUID, hours since 1970, stage), to be added to what is there.
     lost: rows there was no room for.
     """
 
@@ -43,20 +48,24 @@ class Batch:
     parks: dict[tuple[str, int], Park] = field(default_factory=dict)
     hours: dict[tuple[str, int], Hour] = field(default_factory=dict)
     saved: dict[str, Saved] = field(default_factory=dict)
+    spells: dict[SpellKey, Spell] = field(default_factory=dict)
+    deep: dict[tuple[str, int, Stage], Spent] = field(default_factory=dict)
     lost: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.gaps or self.parks or self.hours or self.saved)
+        return bool(self.gaps or self.parks or self.hours or self.saved or self.spells or self.deep)
 
     @property
     def most_bytes(self) -> int:
         """What it may add to the file."""
-        return 32 * len(self.gaps) + 256 * len(self.parks) + 192 * len(self.hours)
+        few = 256 * len(self.spells) + 128 * len(self.deep)
+        return 32 * len(self.gaps) + 256 * len(self.parks) + 192 * len(self.hours) + few
 
     @property
     def is_full(self) -> bool:
         """Half of what memory holds: time to write."""
-        return 2 * len(self.gaps) > MOST_GAPS or 2 * len(self.parks) > MOST_PARKS or 2 * len(self.hours) > MOST_HOURS
+        fullest = (len(self.gaps) / MOST_GAPS, len(self.parks) / MOST_PARKS, len(self.hours) / MOST_HOURS)
+        return 2 * max(*fullest, len(self.spells) / MOST_SPELLS, len(self.deep) / MOST_HOURS) > 1
 
     def add_gap(self, uuid: str, start_ms: int, length_ms: int) -> None:
         """The newest are lost where there is no room: of the oldest more may depend on them."""
@@ -82,6 +91,24 @@ class Batch:
         else:
             self.lost += 1
 
+    def add_spell(self, spell: Spell) -> None:
+        """One that is told again takes the place of what was told of it."""
+        key = spell_key(spell)
+        if len(self.spells) < MOST_SPELLS or key in self.spells:
+            self.spells[key] = spell
+        else:
+            self.lost += 1
+
+    def add_deep(self, uuid: str, hour: int, stage: Stage, more: Spent) -> None:
+        """Added to what is told of that hour already."""
+        known = self.deep.get((uuid, hour, stage))
+        if known is not None:
+            self.deep[uuid, hour, stage] = known.plus(more)
+        elif len(self.deep) < MOST_HOURS:
+            self.deep[uuid, hour, stage] = more
+        else:
+            self.lost += 1
+
     def add_saved(self, uuid: str, more: Saved) -> None:
         """Added to what was saved before."""
         self.saved[uuid] = self.saved.get(uuid, Saved()).plus(more)
@@ -98,6 +125,10 @@ class Batch:
             self.add_hour(uuid, hour, more)
         for uuid, saved in later.saved.items():
             self.add_saved(uuid, saved)
+        for spell in later.spells.values():
+            self.add_spell(spell)
+        for (uuid, hour, stage), spent in later.deep.items():
+            self.add_deep(uuid, hour, stage, spent)
         self.lost += later.lost
 
 

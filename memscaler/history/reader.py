@@ -15,6 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 from memscaler.core.errors import MemscalerError, PermissionMissing
+from memscaler.core.stage_times import Spell
+from memscaler.core.stages import Spent, Stage
+from memscaler.history import stages
 from memscaler.history.tables import (
     APPLICATION,
     FILE,
@@ -85,6 +88,17 @@ class History:
         """The hours that ended after then, oldest first; those without the daemon are missing."""
         with self._translated():
             return [hour_of_row(row) for row in self._ask(READ_HOURS, self._id(uuid), int(since_unix_s // HOUR_S))]
+
+    def spells(self, since_unix_s: float = 0.0) -> list[Spell]:
+        """The times in deeper stages that began since then, of all servers and the machine, oldest first."""
+        with self._translated():
+            return stages.read_spells(self._connection, _ms(since_unix_s))
+
+    def deep(self, uuid: str, since_unix_s: float = 0.0) -> list[tuple[float, Stage, Spent]]:
+        """(begin of the hour, stage, what the stage took and spared) of the hours that ended after then."""
+        with self._translated():
+            found = stages.read_deep(self._connection, self._id(uuid), int(since_unix_s // HOUR_S))
+            return [(float(hour * HOUR_S), stage, spent) for hour, stage, spent in found]
 
     def totals(self) -> dict[str, tuple[float, float, str]]:
         """UUID -> joules saved in total, and on the last local day on which any were, and that day ("2026-11-21")."""

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memscaler.history import stages
 from memscaler.history.tables import HOUR_S
 
 PAGE_BYTES = 4096
@@ -45,6 +46,7 @@ def forget_old(connection: sqlite3.Connection, limits: Limits, now_unix_s: float
     hour = int((now_unix_s - limits.hours_days * DAY_S) // HOUR_S)
     for gpu in _gpus(connection):
         connection.execute("DELETE FROM hour WHERE gpu = ? AND hour < ?", (gpu, hour))
+    stages.forget(connection, _gpus(connection), int(before * 1e3), hour)
 
 
 def make_room(connection: sqlite3.Connection, limits: Limits, more_bytes: int) -> None:
@@ -56,6 +58,7 @@ def make_room(connection: sqlite3.Connection, limits: Limits, more_bytes: int) -
         taken = _thin_out(connection, "gap", "id") + _thin_out(connection, "park", "id")
         if not taken:
             taken = _thin_out(connection, "hour", "hour")
+            taken += _thin_out(connection, "deep", "hour") if stages.are_kept(connection) else 0
         if not taken or _used(connection) + more_pages < _AFTER * limits.most_pages:
             return
 

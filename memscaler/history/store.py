@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from memscaler.history import stages
 from memscaler.history.batch import MOST_GPUS, MOST_J, Batch, Saved
 from memscaler.history.retention import Limits, forget_old, make_room
 from memscaler.history.tables import ADD_HOUR, APPLICATION, FILE, SCHEMA, VERSION, Park, hour_to_row, readable
@@ -250,6 +251,7 @@ def _add(connection: sqlite3.Connection, batch: Batch, since_unix_s: float) -> N
     for uuid, saved in batch.saved.items():
         if uuid in ids:
             connection.execute(_SAVE, (ids[uuid], saved.total_j, saved.today_j, saved.day, MOST_J))
+    stages.write(connection, batch.spells, batch.deep, ids)
 
 
 def _know(connection: sqlite3.Connection, batch: Batch) -> dict[str, int]:
@@ -265,7 +267,8 @@ def _know(connection: sqlite3.Connection, batch: Batch) -> dict[str, int]:
 
 def _named(batch: Batch) -> Iterable[str]:
     every = [*batch.gpus, *batch.saved, *(gap[0] for gap in batch.gaps)]
-    return dict.fromkeys([*every, *(uuid for uuid, _ in batch.parks), *(uuid for uuid, _ in batch.hours)])
+    every += [uuid for uuid, _ in batch.parks] + [uuid for uuid, _ in batch.hours]
+    return dict.fromkeys([*every, *(uuid for uuid, _, _ in batch.deep)])
 
 
 def _ids(connection: sqlite3.Connection) -> dict[str, int]:

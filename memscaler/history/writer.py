@@ -19,11 +19,14 @@ from memscaler.core.energy import Account, observe_state
 from memscaler.core.errors import MemscalerError
 from memscaler.core.gaps import Gap
 from memscaler.core.model import SECOND_NS
+from memscaler.core.stage_times import Spell
+from memscaler.core.stages import Spent, Stage
 from memscaler.history.batch import MOST_GPUS, Batch, Saved
 from memscaler.history.following import Following, Parking
 from memscaler.history.reader import HistoryMissing, open_history
 from memscaler.history.retention import Limits
 from memscaler.history.store import Damaged, Kept, Newer, Store, Unwritable
+from memscaler.history.tables import HOUR_S
 
 WRITE_AFTER_NS = 600 * SECOND_NS
 SOONEST_NS = 60 * SECOND_NS  # after a write, however much there is to write
@@ -102,6 +105,18 @@ class History:
         if self._writes:
             start_ms = max(0, _wall_ns(gap.start_ns) // _MS_NS)
             self._batch.add_gap(gap.gpu, start_ms, max(0, gap.end_ns - gap.start_ns) // _MS_NS)
+            self._look()
+
+    def spell(self, spell: Spell) -> None:
+        """A server, or the machine, is or was in a deeper stage; told again when more is known of it."""
+        if self._writes:
+            self._batch.add_spell(spell)
+            self._look()
+
+    def deeper(self, uuid: str, stage: Stage, more: Spent) -> None:
+        """What a stage of this GPU took and spared since that was told last."""
+        if uuid in self._following:
+            self._batch.add_deep(uuid, int(time.time() // HOUR_S), stage, more)
             self._look()
 
     def count(self, uuid: str, saved_j: float) -> None:
@@ -264,7 +279,7 @@ class History:
 
 
 def _rows(batch: Batch) -> int:
-    return len(batch.gaps) + len(batch.parks) + len(batch.hours)
+    return len(batch.gaps) + len(batch.parks) + len(batch.hours) + len(batch.spells) + len(batch.deep)
 
 
 def _wall_ns(at_ns: int) -> int:

@@ -13,10 +13,15 @@ from enum import StrEnum
 GPU = ("gpu", "UUID", "pci_bus_id", "model_name", "hostname")
 PORT = ("port", "scope")
 SERVER = ("server",)
+ASLEEP = ("server", "port", "scope")
 HOST = "memscaler_host_info"  # the only one whose labels an operator may add to
 
 # Upper bounds in seconds: from the kernel's timestamp of a connection to the return of the driver call.
 WAKE_LATENCY_BUCKETS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 10.0)
+
+# From the request to leave a deeper stage until it is left: a server that wakes takes a second, one that is started
+# loads its model.
+STAGE_WAKE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
 class Kind(StrEnum):
@@ -162,6 +167,64 @@ SPECS = (
         "Times its supervisor has started it again; 0 again when an operator starts it.",
         SERVER,
     ),
+    # ---- deeper stages, where any is configured
+    Spec("memscaler_sleeper_up", Kind.GAUGE, "1: the process that takes servers down the ladder runs."),
+    Spec(
+        "memscaler_stage",
+        Kind.GAUGE,
+        "1 for the stage that the server is in, enters or leaves, else 0.",
+        (*ASLEEP, "stage"),
+    ),
+    Spec(
+        "memscaler_stage_rung",
+        Kind.GAUGE,
+        "1 for how the server stands to its stage, else 0; stuck: it could not be brought back.",
+        (*ASLEEP, "rung"),
+    ),
+    Spec("memscaler_stage_seconds_total", Kind.COUNTER, "Time in the stage.", (*ASLEEP, "stage")),
+    Spec("memscaler_stage_entered_total", Kind.COUNTER, "Times the stage was entered.", (*ASLEEP, "stage")),
+    Spec(
+        "memscaler_stage_failures_total",
+        Kind.COUNTER,
+        "Times the stage could not be entered; the server was brought back.",
+        (*ASLEEP, "stage"),
+    ),
+    Spec(
+        "memscaler_stage_wake_seconds",
+        Kind.HISTOGRAM,
+        "How long leaving the stage took.",
+        (*ASLEEP, "stage"),
+    ),
+    Spec(
+        "memscaler_gpu_stage_seconds_total",
+        Kind.COUNTER,
+        "Time in which all servers of the GPU were in a stage, by the shallowest of theirs.",
+        (*GPU, "stage"),
+    ),
+    Spec(
+        "memscaler_gpu_stage_energy_joules_total",
+        Kind.COUNTER,
+        "Energy that the GPU used in that time, as far as it is known.",
+        (*GPU, "stage"),
+    ),
+    Spec(
+        "memscaler_gpu_stage_saved_joules",
+        Kind.GAUGE,
+        "Estimate, since the start: what the stage spared beyond parking alone, less what entering and leaving took.",
+        (*GPU, "stage"),
+    ),
+    Spec("memscaler_suspend_rung", Kind.GAUGE, "1 for how the machine stands to suspend, else 0.", ("rung",)),
+    Spec("memscaler_suspend_wanted", Kind.GAUGE, "1: the machine is to be suspended when it is quiet."),
+    Spec("memscaler_suspend_blockers", Kind.GAUGE, "What keeps the machine up now."),
+    Spec("memscaler_suspend_never", Kind.GAUGE, "1: an operator does not want the machine to be suspended."),
+    Spec(
+        "memscaler_suspend_alarm_timestamp_seconds",
+        Kind.GAUGE,
+        "When the machine wakes by itself, in seconds since 1970.",
+    ),
+    Spec("memscaler_suspend_entered_total", Kind.COUNTER, "Times the machine was suspended."),
+    Spec("memscaler_suspend_failures_total", Kind.COUNTER, "Times it was to be suspended and was not."),
+    Spec("memscaler_suspend_asleep_seconds_total", Kind.COUNTER, "Time in which the machine slept."),
     # ---- the kernel side
     Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),
     Spec(

@@ -11,6 +11,7 @@ from typing import Any
 from memscaler.core.model import SECOND_NS
 from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, Transition, Ungoverned, WatchSnapshot
+from memscaler.observe import stages
 
 SCHEMA = 1
 
@@ -29,9 +30,11 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "hostname": snapshot.hostname,
         "driver_version": snapshot.driver_version,
         "dry_run": snapshot.dry_run,
+        "discover": snapshot.discovers,
         "gpus": [_gpu(gpu, snapshot.at_ns) for gpu in snapshot.gpus],
         "watches": [_watch(watch, names) for watch in snapshot.watches],
         "servers": _servers(snapshot.supervised, names),
+        "sleep": stages.document(snapshot, names, time.time()),
         "waiting": [{"watch": watch, "reason": reason} for watch, reason in snapshot.waiting.items()],
         "ungoverned": [_ungoverned(each) for each in snapshot.ungoverned],
         "transitions": [_transition(each, names) for each in snapshot.transitions],

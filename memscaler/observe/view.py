@@ -24,6 +24,9 @@ from memscaler.observe.status import document
 Fields = Mapping[str, str]
 Document = Mapping[str, Any]
 
+LISTS = ("ports", "servers", "asleep", "changes", "notes")  # hidden while they are empty
+STUCK = "It could not be brought back: memscaler status tells why."
+SLEEPER_DOWN = "Nothing goes down the ladder now: memscaler status tells why."
 WINDOW_S = 600.0  # of the plots
 MOST_CHANGES = 12
 NONE = "\N{EN DASH}"
@@ -79,10 +82,11 @@ def view(snapshot: Snapshot) -> View:
         "gpus": tuple(Entry(gpu["uuid"], _clean(_gpu(gpu, driven))) for gpu in gpus),
         "ports": tuple(Entry(_printable(f"{port['port']}@{port['scope']}"), _clean(_port(port))) for port in ports),
         "servers": tuple(Entry(server["name"], _clean(_server(server))) for server in told["servers"]),
+        "asleep": tuple(_asleep(told["sleep"])),
         "changes": tuple(_changes(told["transitions"], now_unix_s)),
         "notes": tuple(_notes(told, snapshot)),
     }
-    fields = _page(told) | {name: "some" if lists[name] else "" for name in ("ports", "servers", "changes", "notes")}
+    fields = _page(told) | {name: "some" if lists[name] else "" for name in LISTS}
     plots = {gpu.identity.uuid: _plot(gpu, snapshot.at_ns / SECOND_NS) for gpu in snapshot.gpus}
     return View(snapshot.at_ns / SECOND_NS, _clean(fields), lists, plots)
 
@@ -146,6 +150,7 @@ def _notes(told: Document, snapshot: Snapshot) -> Iterator[Entry]:
     notes += [(f"{each['watch']} is not watched", each["reason"]) for each in told["waiting"]]
     notes += [("The kernel", notice) for notice in snapshot.kernel.notices]
     notes += [("Servers", notice) for notice in snapshot.supervised.notices]
+    notes += _of_sleep(told["sleep"])
     for number, (about, text) in enumerate(notes):
         yield Entry(str(number), _clean({"about": f"{about}:", "text": text}))
 
@@ -223,6 +228,50 @@ def _server(server: Document) -> dict[str, str]:
         "since": span(server["since_s"]),
         "why": " ".join(_sentence(each) for each in (last, server["reason"], again) if each),
     }
+
+
+# What a GPU is painted as that is in such a state.
+_RUNG_STATES = {"down": "parked", "entering": "cooling", "leaving": "cooling", "stuck": "unmanaged", "up": "awake"}
+
+
+def _asleep(told: Document | None) -> Iterator[Entry]:
+    """The servers of the ladder. What keeps one up may be a person's word, and is left out."""
+    for server in () if told is None else told["servers"]:
+        stage = next((each for each in server["stages"] if each["stage"] == server["stage"]), None)
+        wake = None if stage is None else stage["wake"]
+        coming = "" if server["next_in_s"] is None else f"{server['next']} in {span(server['next_in_s'])}"
+        fields = {
+            "server": server["name"],
+            "gpus": ", ".join(server["gpus"]) or NONE,
+            "rung": _RUNG_STATES[server["rung"]],
+            "standing": server["standing"],
+            "since": "" if server["since_s"] is None else f"for {span(server['since_s'])}",
+            "why": " ".join(filter(None, (_by(server), STUCK if server["rung"] == "stuck" else ""))),
+            "next": coming or NONE,
+            "wakes_in": NONE if wake is None else f"{wake['median_s']:.1f} s",
+        }
+        yield Entry(f"{server['port']}@{server['scope']}", _clean(fields))
+
+
+def _by(server: Document) -> str:
+    return f"{server['asleep_by']} has put it to sleep." if server["asleep_by"] else ""
+
+
+def _of_sleep(told: Document | None) -> Iterator[tuple[str, str]]:
+    """What is to be noted: no words of people."""
+    if told is None:
+        return
+    machine = told["machine"]
+    if told["problem"]:
+        yield "Deeper stages", SLEEPER_DOWN
+    if machine["rung"] != "up":
+        yield "Suspend", f"The machine is {machine['rung']} for {span(machine['since_s'] or 0.0)}."
+    elif machine["never"]:
+        yield "Suspend", "An operator keeps the machine up."
+    elif machine["next_in_s"] is not None and not machine["why_not"]:
+        yield "Suspend", f"In {span(machine['next_in_s'])}, if everything stays quiet."
+    if machine["suspends"]:
+        yield "Suspend", f"The machine slept {span(machine['asleep_s'])} in all."
 
 
 def _sentence(text: str) -> str:

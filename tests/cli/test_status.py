@@ -172,6 +172,18 @@ def test_status_for_people(folder, loop):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def test_a_server_that_uses_no_gpu(tmp_path):
+    """Its port is named and no GPU is: it is there, and not waited for, for it may never use one."""
+    with listener() as server, governing(tmp_path, "a40", "--port", str(port_of(server))) as governor:
+        said = eventually(lambda: _remark(memscaler(tmp_path, "status").stdout, port_of(server)), within_s=30)
+        assert said == f"nothing to park: {port_of(server)}: its server uses no GPU so far (no CUDA context)"
+        assert governor.events("watch.waiting")[-1]["reason"] == "its server uses no GPU so far (no CUDA context)"
+
+
+def _remark(text, port):
+    return next((line for line in text.splitlines() if f": {port}: " in line), "")
+
+
 SERVERS = [
     {
         "name": "chat",
@@ -222,6 +234,162 @@ def test_servers_for_people(folder, loop):
     assert max(map(len, result.stdout.splitlines())) <= 80
     loop.answer = lambda _: hostile({**BUSY, "servers": SERVERS})
     assert all(char.isprintable() or char == "\n" for char in memscaler(folder, "status").stdout)
+
+
+NO_MACHINE = {
+    "wanted": False,
+    "rung": "up",
+    "since_s": None,
+    "next_in_s": None,
+    "why_not": [],
+    "never": "",
+    "never_for_s": None,
+    "alarm_in_s": None,
+    "last": "",
+    "suspends": 0,
+    "failed": 0,
+    "asleep_s": 0.0,
+}
+CHAT = {
+    "name": "chat",
+    "port": 8080,
+    "scope": "",
+    "gpus": ["gpu0"],
+    "stage": "stop-server",
+    "rung": "down",
+    "standing": "stop-server",
+    "since_s": 7500.0,
+    "asleep_by": "",
+    "next": "suspend",
+    "next_in_s": 3300.0,
+    "why_not": "",
+    "note": "",
+    "stages": [
+        {"stage": "server-sleep", "entered": 3, "left": 3, "failed": 0, "seconds": 900.0, "wake": None},
+        {
+            "stage": "stop-server",
+            "entered": 2,
+            "left": 1,
+            "failed": 1,
+            "seconds": 17100.0,
+            "wake": {"count": 1, "median_s": 12.4, "worst_s": 12.4},
+        },
+    ],
+}
+UP = {**CHAT, "stage": None, "rung": "up", "standing": "up", "since_s": None, "stages": []}
+ASLEEP = {
+    "pid": 99,
+    "problem": "",
+    "servers": [
+        CHAT,
+        {**UP, "name": "small", "standing": "asleep by llama.cpp", "asleep_by": "llama.cpp", "next": None},
+        {
+            **UP,
+            "name": "a-name-as-long-as-a-name-of-a-server-can-be",
+            "next": "server-sleep",
+            "next_in_s": None,
+            "why_not": "gpu0 is held by root.",
+        },
+        {
+            **CHAT,
+            "name": "big",
+            "stage": "checkpoint",
+            "rung": "stuck",
+            "standing": "stuck in checkpoint",
+            "since_s": 61.0,
+            "next": None,
+            "note": "cuda-checkpoint says failed: start it again by hand.",
+        },
+    ],
+    "machine": {
+        **NO_MACHINE,
+        "wanted": True,
+        "why_not": ["alice is logged in", "the CPUs are at work"],
+        "alarm_in_s": 30000.0,
+        "suspends": 2,
+        "failed": 1,
+        "asleep_s": 7200.0,
+        "last": "slept 2 h, woken by its alarm",
+    },
+    "gpus": [
+        {"gpu": "gpu0", "stage": "server-sleep", "seconds": 900.0, "power_w": None, "compared_s": 0.0, "saved_j": 0.0},
+        {
+            "gpu": "gpu0",
+            "stage": "stop-server",
+            "seconds": 17100.0,
+            "power_w": 7.53,
+            "compared_s": 17000.0,
+            "saved_j": 171000.0,
+        },
+    ],
+}
+OF_STAGES = """\
+SERVER                      STAGE                SINCE  WAKES IN  SLEPT
+chat                        stop-server          2h 5m  12s       5h
+small                       asleep by llama.cpp  -      -         -
+a-name-as-long-as-a-nam...  up                   -      -         -
+big                         stuck in checkpoint  1m 1s  -         5h
+
+      chat: next suspend in 55m, if it stays quiet; stop-server failed once
+      small: put to sleep by llama.cpp
+      a-name-as-long-as-a-name-of-a-server-can-be: next server-sleep; gpu0 is
+        held by root
+      big: stop-server failed once; cuda-checkpoint says failed: start it again
+        by hand
+      gpu0: in server-sleep for 15m; what that saves is not known
+      gpu0: in stop-server for 4h 45m at 7.5 W; saved 47.5 Wh beyond parking
+      machine: stays up: alice is logged in; the CPUs are at work
+      alarm: the machine wakes by itself in 8h 20m
+      slept: suspended 2 times, asleep for 2h in all, failed once; last: slept 2
+        h, woken by its alarm
+"""
+
+
+def test_deeper_stages_for_people(folder, loop):
+    """A table of the servers, what comes next or why not, what was saved, the machine; hostile words are text."""
+    loop.answer = lambda _: {**BUSY, "sleep": ASLEEP}
+    result = memscaler(folder, "status")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert OF_STAGES in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    loop.answer = lambda _: hostile({**BUSY, "sleep": ASLEEP})
+    assert all(char.isprintable() or char == "\n" for char in memscaler(folder, "status").stdout)
+
+
+@pytest.mark.parametrize("told", [{}, {"sleep": None}], ids=["older", "without"])
+def test_without_stages_the_status_is_as_it_was(folder, loop, told):
+    """Not a word more, of an older daemon as well."""
+    loop.answer = lambda _: {**BUSY, **told}
+    assert memscaler(folder, "status").stdout == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("machine", "problem", "told"),
+    [
+        ({}, "", []),
+        ({"wanted": True}, "", ["machine: suspend when every server is quiet"]),
+        ({"wanted": True, "next_in_s": 60.0}, "", ["machine: suspend in 1m, if everything stays quiet"]),
+        (
+            {"never": "alice: backup.", "never_for_s": 7200.0},
+            "",
+            ["machine: is not suspended: alice: backup, for another 2h"],
+        ),
+        ({"never": "root"}, "", ["machine: is not suspended: root"]),
+        ({"rung": "leaving", "since_s": 3.0}, "", ["machine: leaving suspend for 3s"]),
+        ({"rung": "stuck", "why_not": ["logind is gone."]}, "", ["machine stuck: logind is gone"]),
+        (
+            {},
+            "it died of signal 9; the next one starts in 2 s",
+            ["sleeper: it died of signal 9; the next one starts in 2 s"],
+        ),
+    ],
+)
+def test_what_is_said_of_the_machine(folder, loop, machine, problem, told):
+    """One line for each thing there is to know, in the words of its state."""
+    sleep = {"pid": 1, "problem": problem, "servers": [], "gpus": [], "machine": {**NO_MACHINE, **machine}}
+    loop.answer = lambda _: {**STATUS, "watches": BUSY["watches"], "sleep": sleep}
+    shown = [line.strip() for line in memscaler(folder, "status").stdout.splitlines() if line.startswith("      ")]
+    assert shown == told
 
 
 @pytest.mark.parametrize(

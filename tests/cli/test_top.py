@@ -21,6 +21,7 @@ from memscaler.core.errors import MemscalerError, PermissionMissing
 from memscaler.daemon.requests import SOCKET
 from tests.asked import STATUS, answering, short_folder
 from tests.cli.commands import ENVIRON, command, memscaler
+from tests.cli.test_status import ASLEEP, UP
 from tests.governor import alive, connect, eventually, governing, listener, port_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -237,6 +238,27 @@ def test_servers(folder):
             terminal.resize(columns, rows)
             eventually(lambda: len(terminal.text().splitlines()) == rows)
         terminal.wait_for(r"^  bad\?\[2J +failed ")
+        terminal.type("q")
+        terminal.wait_for("^exit=0$")
+
+
+def test_deeper_stages(folder):
+    """Below the GPU, the stuck ones first, and the machine; on a small screen fewer of them, or none."""
+    told = {**ASLEEP, "servers": [*ASLEEP["servers"], *({**UP, "name": f"s{number}"} for number in range(12))]}
+    with answering(folder) as loop, screen(folder, columns=100, rows=50) as terminal:
+        loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "sleep": ASLEEP}
+        terminal.start(folder)
+        terminal.wait_for("^  STAGE OF +STAGE +SINCE +WAKES IN$")
+        terminal.wait_for(r"^  chat +stop-server +2h 5m +12s +next suspend in 55m")
+        terminal.wait_for(r"^  big +stuck in checkpoint +1m 1s +-")
+        terminal.wait_for(r"^  machine: stays up: alice is logged in; the CPUs are at work$")
+        loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "sleep": {**told, "problem": "killed\x1b[2J"}}
+        terminal.wait_for(r"^  sleeper stuck: killed\?\[2J$")
+        terminal.wait_for(r"WAKES IN  \(\+\d+\)$")
+        assert terminal.shows(r"^  big +stuck in checkpoint ")
+        for columns, rows in ((40, 12), (20, 5), (80, 24)):
+            terminal.resize(columns, rows)
+            eventually(lambda: len(terminal.text().splitlines()) == rows)
         terminal.type("q")
         terminal.wait_for("^exit=0$")
 

@@ -25,6 +25,7 @@ from memscaler.daemon import control
 from memscaler.daemon.control import ControlServer
 from memscaler.daemon.http1 import BODY_BYTES, HEAD_BYTES
 from memscaler.daemon.requests import (
+    FOR_READERS,
     READS,
     ROUTES,
     SOCKET,
@@ -38,6 +39,7 @@ from memscaler.daemon.requests import (
     Status,
     TiedEnded,
     UnholdWanted,
+    WakeWanted,
     parse,
 )
 from tests.asked import STATUS, AnsweringLoop, answer, answering, short_folder
@@ -46,6 +48,7 @@ from tests.governor import eventually
 NOBODY = 65534
 GROUP = grp.getgrnam("games")  # of every Debian; nobody is in it
 CHANGES = [route for route, kind in ROUTES.items() if kind not in READS]
+FOR_ROOT = [route for route in CHANGES if ROUTES[route] not in FOR_READERS]
 
 
 @pytest.fixture
@@ -510,11 +513,19 @@ def test_the_group_may_read(folder, grouped, gid, groups):
     assert (status, document["version"]) == (200, STATUS["version"])
     (asked,) = grouped.asked
     assert (asked.peer.uid, asked.peer.gid, asked.peer.name) == (NOBODY, gid, str(NOBODY))
-    for route in CHANGES:
+    for route in FOR_ROOT:
         status, document = parts(as_user(NOBODY, gid, groups, folder, request(route, {})))
         assert (status, document["error"]) == (403, "only root may change anything")
         assert document["hint"]
     assert len(grouped.asked) == 1
+
+
+def test_the_group_may_wake_servers(folder, grouped):
+    """That undoes only what memscaler did: the gateway needs no more rights."""
+    assert set(CHANGES) - set(FOR_ROOT) == {"/v1/wake"}
+    as_user(NOBODY, GROUP.gr_gid, (), folder, request("/v1/wake", {"servers": ["chat"]}))
+    (asked,) = grouped.asked
+    assert asked.request == WakeWanted(("chat",))
 
 
 @pytest.mark.parametrize("groups", [(), (0, 1, 7), tuple(gid for gid in range(1, 60) if gid != GROUP.gr_gid)])

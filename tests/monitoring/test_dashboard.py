@@ -1,6 +1,7 @@
 """The dashboard and the alert rules against a real Prometheus that scrapes a real daemon."""
 
 import contextlib
+import http.server
 import itertools
 import json
 import re
@@ -16,13 +17,20 @@ from pathlib import Path
 import pytest
 
 from memscaler.core.servers import ServerReport, ServerState
+from memscaler.core.snapshot import GpuSnapshot, Identity, KernelSnapshot, Snapshot, StageWakes
+from memscaler.core.stages import MachineSleep, Rung, Sleep, SleepingServer, Spent, Stage, StageTotals
+from memscaler.observe.histogram import Latencies
+from memscaler.observe.metrics import render
+from memscaler.observe.specs import STAGE_WAKE_BUCKETS_S
 from tests.governor import connect, eventually, governing, listener, port_of
 from tests.monitoring.test_alerts import ALERTS, METRICS, NAMES, RULES
 from tests.supervisors import tell
 
 DASHBOARD = json.loads((RULES.parents[1] / "grafana" / "memscaler.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+EVERY = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+DEEPER = [each for each in EVERY if re.search(r"memscaler_(gpu_)?(stage|suspend|sleeper)", each[1])]
+QUERIES = [each for each in EVERY if each not in DEEPER]
 VARIABLES = {
     "$__rate_interval": "20s",
     "$__range": "5m",
@@ -118,6 +126,86 @@ def test_every_panel_has_data(prometheus, title, expression):
     found = prometheus.over_time(filled_in(expression))
     numbers = [value for each in found for _, value in each["values"] if value != "NaN"]
     assert numbers, title
+
+
+@pytest.fixture(scope="module")
+def asleep(tmp_path_factory):
+    """Of a machine with servers in deeper stages: what such a governor would tell, over HTTP; more each second."""
+    began_s = time.monotonic()
+
+    class Metrics(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # as the library calls it
+            body, content_type = render(ladder(time.monotonic() - began_s))
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started = Prometheus(tmp_path_factory.mktemp("asleep"), f"127.0.0.1:{server.server_address[1]}")
+        try:
+            eventually(started.is_ready, within_s=60)
+            wakes = "increase(memscaler_stage_wake_seconds_count[20s]) > 0"
+            eventually(lambda: started.ask(wakes), within_s=60)
+            yield started
+        finally:
+            started.process.terminate()
+            started.process.wait(20)
+            server.shutdown()
+
+
+def ladder(age_s: float) -> Snapshot:
+    """One server that is stopped again and again, one that is stuck."""
+    latencies, wakes = Latencies(STAGE_WAKE_BUCKETS_S), int(age_s)
+    for _ in range(wakes):
+        latencies.add(12.0)
+    totals = {Stage.STOP_SERVER: StageTotals(wakes + 1, wakes, wakes, age_s)}
+    stopped = SleepingServer("chat", 8080, gpus=("GPU-1",), stage=Stage.STOP_SERVER, rung=Rung.DOWN, totals=totals)
+    stuck = SleepingServer("big", 8081, stage=Stage.CHECKPOINT, rung=Rung.STUCK)
+    machine = MachineSleep(wanted=True, suspends=1, asleep_s=3600.0)
+    (gpu,) = (GpuSnapshot(Identity(0, "GPU-1", "", "A40"), "parked", 0, "", "", 0, "", {}, {}, {}, None, "", 0.0, None, None, latencies.freeze(), stages={Stage.STOP_SERVER: Spent(100.0, 100.0, 800.0, 100.0, 900.0)}),)  # fmt: skip
+    told = Sleep(1, (stopped, stuck), machine)
+    leaving = (StageWakes(8080, "", "chat", Stage.STOP_SERVER, latencies.freeze()),)
+    kernel = KernelSnapshot({"tracepoint": True}, {}, 0)
+    return Snapshot(0, 1.0, "1", "", "box", False, (gpu,), (), kernel, sleep=told, stage_wakes=leaving)
+
+
+@pytest.mark.parametrize(("title", "expression"), DEEPER, ids=[title for title, _ in DEEPER])
+def test_every_panel_of_the_deeper_stages_has_data(asleep, title, expression):
+    """Numbers, of each of them."""
+    found = asleep.over_time(filled_in(expression))
+    numbers = [value for each in found for _, value in each["values"] if value != "NaN"]
+    assert numbers, title
+
+
+def test_the_figures_of_the_deeper_stages_are_right(asleep):
+    """A stopped server is 3, one that is stuck is more than 10; leaving took between ten and twenty seconds."""
+    said = {}
+    for title, expression in DEEPER:
+        said[title] = {
+            each["metric"].get("server", ""): float(each["value"][1]) for each in asleep.ask(filled_in(expression))
+        }
+    assert said["Stages of servers"] == {"chat": 3, "big": 12}
+    assert 10 < said["Leaving a stage"][""] <= 20
+    assert said["Saved beyond parking"] == {"": 900}
+    assert said["Time that machines slept"] == {"": 3600}
+    assert said["Servers that could not go deeper"]["chat"] > 0
+
+
+def test_the_alerts_of_the_deeper_stages_see_it(asleep):
+    """Of this machine the server that is stuck, and the stage that fails, are told; the sleeper runs."""
+    mine = [alert for alert in ALERTS if re.search("memscaler_(stage|sleeper|suspend)", alert["expr"])]
+    assert len(mine) == 5
+
+    def fired():
+        asked = {alert["alert"]: asleep.ask(alert["expr"]) for alert in mine}
+        return {name: {each["metric"].get("server") for each in told} for name, told in asked.items() if told}
+
+    eventually(lambda: fired() == {"MemscalerStageStuck": {"big"}, "MemscalerStageFails": {"chat"}}, within_s=60)
 
 
 def test_the_figures_are_right(prometheus):

@@ -12,22 +12,54 @@ from memscaler.core.snapshot import (
     Identity,
     KernelSnapshot,
     Snapshot,
+    StageWakes,
     WatchSnapshot,
 )
+from memscaler.core.stages import MachineSleep, Rung, Sleep, SleepingServer, Spent, Stage, StageTotals
 from memscaler.observe.histogram import Latencies
+from memscaler.observe.specs import STAGE_WAKE_BUCKETS_S
 
 A40 = Identity(0, "GPU-8F3a1c52-0000-4000-8000-000000000001", "00000000:3B:00.0", "NVIDIA A40")
 P40 = Identity(1, "GPU-11111111-0000-4000-8000-000000000002", "00000000:AF:00.0", 'Tesla "P40"\\')
 SERVER = ServerReport("chat", ServerState.READY, 1_700_000_100.0, 4711, 8080, (A40.uuid,), restarts=2)
 WITHOUT_PORT = ServerReport("balancer", ServerState.FAILED, 1_700_000_200.0, reason="it ended five times in a minute")
 NOW_NS = 1_000_000_000_000
+ASLEEP = SleepingServer(
+    "chat",
+    8080,
+    gpus=(A40.uuid,),
+    stage=Stage.STOP_SERVER,
+    rung=Rung.DOWN,
+    since_unix_s=1_700_000_200.0,
+    next=Stage.SUSPEND,
+    next_unix_s=1_700_007_200.0,
+    totals={
+        Stage.SERVER_SLEEP: StageTotals(3, 3, 0, 900.0, (0.4, 0.6, 0.5)),
+        Stage.STOP_SERVER: StageTotals(2, 1, 1, 4000.5, (12.0,)),
+    },
+)
+STUCK = SleepingServer(
+    'port "8081"',
+    8081,
+    "netns:blue",
+    stage=Stage.CHECKPOINT,
+    rung=Rung.STUCK,
+    since_unix_s=1_700_000_300.0,
+    why_not="held by alice: her benchmark",
+    note="cuda-checkpoint of alice says: failed",
+)
+MACHINE = MachineSleep(
+    wanted=True, why_not=("alice is logged in",), alarm_unix_s=1_700_040_000.0, suspends=4, failed=1, asleep_s=7200.5
+)
 
 
-def _latency() -> Histogram:
-    latencies = Latencies()
-    for latency_s in (40e-6, 50e-6, 90e-6, 0.0004, 0.02, 11.0):
+def _histogram(latencies: Latencies, *each_s: float) -> Histogram:
+    for latency_s in each_s:
         latencies.add(latency_s)
     return latencies.freeze()
+
+
+STAGE_WAKES = _histogram(Latencies(STAGE_WAKE_BUCKETS_S), 12.0, 700.0)
 
 
 def _full() -> GpuSnapshot:
@@ -47,8 +79,12 @@ def _full() -> GpuSnapshot:
         energy_saved_j=310.0,
         baseline_w=80.0,
         reading=GpuReading(NOW_NS - 250_000_000, 18.25, 123456.0, 405, 210, 8, 0.0, 31),
-        wake_latency=_latency(),
+        wake_latency=_histogram(Latencies(), 40e-6, 50e-6, 90e-6, 0.0004, 0.02, 11.0),
         errors={"wake": 1},
+        stages={
+            Stage.SERVER_SLEEP: Spent(900.0, 890.0, 13350.0, 890.0, 2560.0, 4.5, 110.0, 3),
+            Stage.STOP_SERVER: Spent(4000.0, 0.0, 0.0, entries=1),
+        },
     )
 
 
@@ -96,6 +132,8 @@ def snapshot() -> Snapshot:
         waiting={"8082": "nobody listens there yet"},
         labels=(("role", 'ch"at'), ("site", "berlin")),
         supervised=Supervised((SupervisorReport("alice", 99, 1.0, (SERVER, WITHOUT_PORT)),)),
+        sleep=Sleep(4712, (ASLEEP, STUCK), MACHINE),
+        stage_wakes=(StageWakes(8080, "", "chat", Stage.STOP_SERVER, STAGE_WAKES),),
     )
 
 

@@ -11,7 +11,7 @@ from memscaler.history.writer import History
 
 
 def recorder(folder, changed) -> Recorder:
-    facts = Facts("1", "", "", False, (), lambda _: (), lambda _: "", dict, tuple)
+    facts = Facts("1", "", "", False, (), lambda _: (), lambda _: "", dict, tuple, bool)
     return Recorder(facts, {"GPU-1": Identity(0, "GPU-1", "", "")}, structlog.get_logger(), History(folder), changed)
 
 

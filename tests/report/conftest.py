@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.page.conftest import look  # noqa: F401  # a fixture
-from tests.report.recorded import month
+from tests.report.recorded import deeper, month
 
 NOW_S = 1795298400.0  # 2026-11-21 22:00 UTC, a Saturday
 
@@ -27,6 +27,12 @@ def zone(monkeypatch):
 def a_month(tmp_path_factory):
     """A state directory with 30 days of three GPUs, up to NOW_S."""
     return month(tmp_path_factory.mktemp("month"), NOW_S)
+
+
+@pytest.fixture(scope="session")
+def deep_month(tmp_path_factory):
+    """The same, with a server that was stopped at night."""
+    return deeper(month(tmp_path_factory.mktemp("deep"), NOW_S), NOW_S)
 
 
 @pytest.fixture(scope="session")

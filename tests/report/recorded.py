@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memscaler.core.model import Public
+from memscaler.core.stage_times import Spell
+from memscaler.core.stages import Spent, Stage
 from memscaler.history.batch import Batch
 from memscaler.history.retention import Limits
 from memscaler.history.store import Store
@@ -153,6 +155,32 @@ def month(folder: Path, end_s: float, days: int = 30) -> Path:
     recording._hour(p40, int(held_s // HOUR_S), {"held": 2400.0}, {"held": 2400 * 50.0}, 2400 * 50.0, 0.0)
     seen = dict.fromkeys((a40.uuid, p40.uuid), (start_s, end_s)) | {gone.uuid: (start_s, start_s + 9.5 * 86400)}
     return recording.write(folder, seen)
+
+
+def deeper(folder: Path, end_s: float) -> Path:
+    """The month before, and its first GPU's server was stopped each night; the machine slept in one of them."""
+    batch = Batch()
+    a40, p40 = Card(), "GPU-11112222-aaaa"
+    for nth in range(6):
+        at_s = end_s // 86400 * 86400 - (nth + 1) * 86400 + 22 * HOUR_S
+        chat = {"server": "chat", "port": 8080, "scope": "", "gpus": (a40.uuid,)}
+        batch.add_spell(Spell(**chat, stage=Stage.SERVER_SLEEP, at_unix_s=at_s, until_unix_s=at_s + 1800, wake_s=0.4))
+        night = Spell(
+            **chat, stage=Stage.STOP_SERVER, at_unix_s=at_s + 1803, until_unix_s=at_s + 7 * HOUR_S, wake_s=11.0 + nth
+        )
+        batch.add_spell(night)
+        batch.add_spell(Spell("other", 8081, "", Stage.SERVER_SLEEP, at_s, at_s + 3600, by="llama.cpp", gpus=(p40,)))
+        for hour in range(7):
+            at = int(at_s // HOUR_S) + hour
+            spent = Spent(3600, 3590, 3590 * 7.5, 3590, 3590 * 10.5 - 900, 15, 900, int(hour == 0))
+            batch.add_deep(a40.uuid, at, Stage.STOP_SERVER, spent)
+        batch.add_deep(a40.uuid, int(at_s // HOUR_S), Stage.SERVER_SLEEP, Spent(1800, 0.0, entries=1))
+    batch.add_spell(Spell("chat", 8080, "", Stage.CHECKPOINT, end_s - 86400, end_s - 86400, failed=True))
+    batch.add_spell(Spell("", 0, "", Stage.SUSPEND, end_s - 40 * HOUR_S, end_s - 36 * HOUR_S))
+    Store(folder, Limits()).write(batch, 0.0)
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as file, file:
+        file.execute("UPDATE gpu SET last_ms = ? WHERE uuid = ?", (int(end_s * 1000), a40.uuid))
+    return folder
 
 
 if __name__ == "__main__":

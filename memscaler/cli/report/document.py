@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from memscaler.cli.report import words
+from memscaler.cli.report import stages, words
 from memscaler.cli.report.gather import GpuReport, Report
 from memscaler.cli.report.price import Price
 from memscaler.core.summary import Day, Latency, Sums
@@ -25,6 +25,8 @@ def report_document(report: Report) -> Document:
         "total": _sums(report.total, price) | {"margin_j": report.margin_j, "latency": _latency(report.latency)},
         "days": _days(period.days, report.days, price),
         "gpus": [_gpu(gpu, period.days, price) for gpu in report.gpus],
+        "stages": stages.stages_document(report),
+        "machine_could_sleep": stages.machine_document(report),
     }
 
 
@@ -52,6 +54,7 @@ def _gpu(gpu: GpuReport, days: tuple[Day, ...], price: Price | None) -> Document
         },
         "days": _days(days, gpu.days, price),
         "what_if": _what_if(gpu.what_if),
+        "deeper": stages.gpu_document(gpu),
     }
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ from memscaler.cli.report.price import Price
 from memscaler.core import adaptive, summary
 from memscaler.core.adaptive import Limits
 from memscaler.core.costs import Costs, Outcome
+from memscaler.core.stage_summary import OF_GPUS, StageSum, StageWhatIf, measured, stage_sums, stage_what_if, together
+from memscaler.core.stage_times import Spell
+from memscaler.core.stages import Spent, Stage
 from memscaler.core.summary import HOUR_S, Ground, Latency, Sums
 from memscaler.core.what_if import IDLE_TIMES_S, WhatIf, what_if, within
 
@@ -57,11 +60,17 @@ class GpuReport:
     other_ends: Mapping[str, int]
     gaps: Gaps
     what_if: WhatIf
+    deep: Mapping[Stage, Spent] = field(default_factory=dict)
+    deeper: StageWhatIf = field(default_factory=StageWhatIf)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it. days, total, latency: of all GPUs together."""
+    """All of it. days, total, latency: of all GPUs together.
+
+    stages: those below a park that there were, of all servers; quiet_together: the gaps that all GPUs had in common,
+    which a machine could have slept in.
+    """
 
     period: Period
     price: Price | None
@@ -69,6 +78,8 @@ class Report:
     days: tuple[Sums, ...]
     total: Sums
     latency: Latency | None
+    stages: tuple[StageSum, ...] = ()
+    quiet_together: Gaps = ()
 
     @property
     def margin_j(self) -> float:
@@ -97,9 +108,33 @@ def gather(
             recorded = _Recorded(history, each["known"], period)
             gpus.append(recorded.report(calibrated.get(each["uuid"]), _limits(settings, each["known"]), latest_s))
             parks += recorded.parks
+        spells = history.spells(period.start_unix_s - LONGEST_GAP_S)
+        stages = _stages(spells, period, gpus, latest_s)
     days = tuple(summary.add(of_day) for of_day in zip(*(gpu.days for gpu in gpus), strict=True))
     days = days or tuple(Sums() for _ in period.days)
-    return Report(period, price, tuple(gpus), days, summary.add(days), summary.latency(parks))
+    deeper = tuple(replace(gpu, deeper=_deeper(gpu, spells)) for gpu in gpus) if stages else tuple(gpus)
+    quiet = together([gpu.gaps for gpu in gpus if not gpu.gone]) if stages else []
+    return Report(period, price, deeper, days, summary.add(days), summary.latency(parks), stages, quiet)
+
+
+def _stages(
+    spells: Sequence[Spell], period: Period, gpus: Sequence[GpuReport], latest_s: float
+) -> tuple[StageSum, ...]:
+    """Of all servers: a stage is of a server, which may have several GPUs."""
+    spent: dict[Stage, Spent] = {}
+    for gpu in gpus:
+        for stage, mine in gpu.deep.items():
+            spent[stage] = spent.get(stage, Spent()).plus(mine)
+    return stage_sums(spells, spent, period.start_unix_s, period.end_unix_s, latest_s)
+
+
+def _deeper(gpu: GpuReport, spells: Sequence[Spell]) -> StageWhatIf:
+    """What they would have made of the gaps of one GPU."""
+    known = {
+        stage: measured(gpu.deep.get(stage), (each for each in spells if each.stage is stage and gpu.uuid in each.gpus))
+        for stage in OF_GPUS
+    }
+    return stage_what_if(gpu.gaps, gpu.what_if.recorded_s, known)
 
 
 def _calibrated(state_dir: Path) -> Mapping[str, Costs]:
@@ -124,6 +159,10 @@ class _Recorded:
         self.gpu, self.period = gpu, period
         self.hours = [each for each in history.hours(gpu.uuid, period.start_unix_s) if self._holds(each.start_unix_s)]
         self.parks = [each for each in history.parks(gpu.uuid, period.start_unix_s) if self._holds(each.at_unix_s)]
+        self.deep: dict[Stage, Spent] = {}
+        for hour_s, stage, spent in history.deep(gpu.uuid, period.start_unix_s):
+            if self._holds(hour_s):
+                self.deep[stage] = self.deep.get(stage, Spent()).plus(spent)
         gaps = history.gaps(gpu.uuid, period.start_unix_s - LONGEST_GAP_S, MOST_GAPS)
         gaps += _lasting(self.parks, gaps, gpu.last_unix_s)
         self.gaps = within(gaps, period.start_unix_s, period.end_unix_s)
@@ -156,6 +195,7 @@ class _Recorded:
             other_ends=summary.other_ends(self.parks),
             gaps=self.gaps,
             what_if=self._what_if(costs, limits),
+            deep=self.deep,
         )
 
     def _known_from_s(self) -> float:

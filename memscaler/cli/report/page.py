@@ -9,7 +9,7 @@ from html import escape
 from memscaler import __version__
 from memscaler.cli.output import span
 from memscaler.cli.plots import INSTALL, drawing
-from memscaler.cli.report import plots, words
+from memscaler.cli.report import plots, stages, words
 from memscaler.cli.report.gather import GpuReport, Report
 from memscaler.core.summary import Sums
 from memscaler.core.text import fine_energy as energy
@@ -94,6 +94,7 @@ def report_page(report: Report) -> str:
         if len(report.gpus) > 1:
             rows = [(gpu.gpu, gpu.total) for gpu in report.gpus]
             body.append(_card("All GPUs", _sums("GPU", [*rows, ("all", report.total)], "All GPUs")))
+        body += _stages(report)
         body += [_gpu(report, gpu, f"g{at}") for at, gpu in enumerate(report.gpus)]
     else:
         body.append("<p>No GPU was ever governed: there is nothing to report.</p>")
@@ -168,9 +169,29 @@ def _gpu(report: Report, gpu: GpuReport, name: str) -> str:
         )
         heading = f"Other idle times, for its {words.counted(found.gaps, 'gap')} in {span(found.recorded_s)}"
         parts.append(_card(heading, _compared(gpu) + notes))
+    if stages.has_what_if(report, gpu):
+        parts.append(_deeper(gpu))
     small = _figures(drawn[key] for key in ("gaps", "wakes") if key in drawn)
     parts += ["<div class=pair>", *small, "</div>"] if small else []
     return "\n".join(parts)
+
+
+def _stages(report: Report) -> list[str]:
+    """Nothing where no server ever went deeper."""
+    if not report.stages:
+        return []
+    found = _table(stages.named(stages.HEADINGS), [("", row) for row in stages.rows(report)], "Deeper stages")
+    return [_card("Deeper stages", found + _notes([*stages.notes(report), *stages.machine_texts(report)]))]
+
+
+def _deeper(gpu: GpuReport) -> str:
+    rows = [("", row) for row in stages.what_if_rows(gpu)]
+    found = _table(stages.named(stages.WHAT_IF), rows, f"{gpu.gpu}: deeper stages") if rows else ""
+    return _card("A deeper stage, beyond parking, in the same gaps", found + _notes(stages.what_if_notes(gpu)))
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "".join(f"<p class=muted>{escape(note)}</p>" for note in notes)
 
 
 def _facts(report: Report, gpu: GpuReport) -> str:

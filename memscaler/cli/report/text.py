@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from memscaler.cli.output import WIDTH, plain, span
 from memscaler.cli.paint import Paint
-from memscaler.cli.report import words
+from memscaler.cli.report import stages, words
 from memscaler.cli.report.gather import GpuReport, Report
 from memscaler.core.model import Public
 from memscaler.core.summary import Sums
@@ -32,6 +32,7 @@ def report_text(report: Report, colour: Paint) -> str:
     parts = ["\n".join(_head(report, colour))]
     if len(report.gpus) > 1:
         parts.append(_together(report, colour))
+    parts += _stages(report, colour)
     parts += ["\n\n".join(_gpu(report, gpu, colour)) for gpu in report.gpus]
     return "\n\n".join([*parts, *_legend("\n".join(parts[1:]), colour)])
 
@@ -67,6 +68,15 @@ def _said(label: str, text: str, colour: Paint, style: str = "") -> list[str]:
 def _together(report: Report, colour: Paint) -> str:
     rows = [(plain(gpu.gpu), gpu.total) for gpu in report.gpus]
     return colour("strong", "All GPUs") + "\n" + sums_table("GPU", [*rows, ("all", report.total)], colour)
+
+
+def _stages(report: Report, colour: Paint) -> list[str]:
+    """Nothing where no server ever went deeper."""
+    if not report.stages:
+        return []
+    lines = [colour("strong", "Deeper stages"), table([stages.HEADINGS, *stages.rows(report)], colour)]
+    notes = [*stages.notes(report), *stages.machine_texts(report)]
+    return ["\n".join([*lines, *(colour("faint", line) for note in notes for line in wrap(note, WIDTH))])]
 
 
 def sums_table(heading: str, rows: Sequence[tuple[str, Sums]], colour: Paint) -> str:
@@ -121,7 +131,12 @@ def _gpu(report: Report, gpu: GpuReport, colour: Paint) -> list[str]:
     facts += _said("unknown", words.unknown_text(gpu.total), colour)
     facts += _said("wakes", words.latency_text(gpu.latency, gpu.total.wakes), colour) if len(report.gpus) > 1 else []
     facts += _said("ended", words.ends_text(gpu), colour)
-    return [f"{title}\n{sums_table(names, rows, colour)}", "\n".join(facts), *_what_if(gpu, colour)]
+    return [
+        f"{title}\n{sums_table(names, rows, colour)}",
+        "\n".join(facts),
+        *_what_if(gpu, colour),
+        *_deeper(report, gpu, colour),
+    ]
 
 
 def _what_if(gpu: GpuReport, colour: Paint) -> list[str]:
@@ -135,3 +150,13 @@ def _what_if(gpu: GpuReport, colour: Paint) -> list[str]:
     rows += [(name, *words.figures(row)) for name, row in words.compared(found)]
     notes = [colour("faint", line) for line in wrap(words.costs_text(found.costs), WIDTH)]
     return ["\n".join([colour("strong", title), table(rows, colour), *notes])]
+
+
+def _deeper(report: Report, gpu: GpuReport, colour: Paint) -> list[str]:
+    if not stages.has_what_if(report, gpu):
+        return []
+    lines = [colour("strong", "What a deeper stage would have saved beyond parking, in the same gaps")]
+    if gpu.deeper.rows:
+        lines.append(table([stages.WHAT_IF, *stages.what_if_rows(gpu)], colour))
+    notes = [line for note in stages.what_if_notes(gpu) for line in wrap(note, WIDTH, subsequent_indent="  ")]
+    return ["\n".join([*lines, *(colour("faint", line) for line in notes)])]

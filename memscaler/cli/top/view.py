@@ -10,6 +10,8 @@ from typing import Any
 from rich.text import Text
 
 from memscaler.cli.output import plain, span
+from memscaler.cli.sleep_text import machine_texts, wake_text
+from memscaler.cli.sleep_text import server_text as sleep_text_of
 from memscaler.cli.status_text import (
     hold_text,
     idle_text,
@@ -33,6 +35,8 @@ SERVER_STATES = {
     "waiting": "yellow",
     "stopping": "yellow",
 }
+RUNGS = ("stuck", "entering", "leaving", "down", "up")  # as they need attention
+RUNG_STYLES = {"down": "green", "entering": "yellow", "leaving": "yellow", "stuck": "bold red"}
 SERVER_WIDTH = 24
 MOST_SERVERS = 8
 QUIT = ("q", "quit")
@@ -93,6 +97,7 @@ def try_out(document: Document) -> None:
     _headline(view, 0)
     _transitions(document, len(document["transitions"]) + 2)
     _servers(document, len(document.get("servers", ())) + 2)
+    _sleep(document, MOST_SERVERS + 4)
     for gpu in view.gpus:
         view.selected = gpu["uuid"]
         _gpu_row(view, gpu, (LEAST_SPARK, LEAST_SPARK), is_chosen=True)
@@ -120,6 +125,7 @@ def _body(view: View, width: int, height: int) -> list[Text]:
     rows = _gpu_rows(view, width, room)
     parts = [*head, Text(), *rows, Text(), *detail, Text()]
     parts += _servers(view.document, min(MOST_SERVERS + 2, height - len(parts) - LOWEST_BODY))
+    parts += _sleep(view.document, min(MOST_SERVERS + 4, height - len(parts) - LOWEST_BODY))
     return parts + _transitions(view.document, height - len(parts))
 
 
@@ -247,6 +253,35 @@ def _servers(document: Document, room: int) -> list[Text]:
         line.append(f"  {server_text(server)}", "dim")
         found.append(line)
     return [*found, Text()]
+
+
+# ---- deeper stages -------------------------------------------------------------------------------------------------
+
+
+def _sleep(document: Document, room: int) -> list[Text]:
+    """Servers in deeper stages, the stuck and the sleeping ones first; the machine; an empty line."""
+    told = document.get("sleep")
+    if not told or room < 3:  # noqa: PLR2004  # heading, one of them, the empty line
+        return []
+    about = [Text(f"  {label} {text}", "bold red" if "stuck" in label else "dim") for label, text in _of_machine(told)]
+    about = about[: room - 2]
+    fit = room - 2 - len(about)
+    servers = sorted(told["servers"], key=lambda server: RUNGS.index(server["rung"]))[: max(0, fit)]
+    hidden = len(told["servers"]) - len(servers)
+    heading = f"  {'STAGE OF':{SERVER_WIDTH}} {'STAGE':21} {'SINCE':>7}  {'WAKES IN':8}"
+    found = [Text(heading.rstrip() + f"  (+{hidden})" * bool(hidden), "dim")]
+    for server in servers:
+        line = Text(f"  {shortened(plain(server['name']), SERVER_WIDTH):{SERVER_WIDTH}} ")
+        line.append(f"{plain(server['standing']):21}", RUNG_STYLES.get(server["rung"], ""))
+        line.append(f" {span(server['since_s']):>7}  {wake_text(server):8}")
+        line.append(f"  {sleep_text_of(server)}", "dim")
+        found.append(line)
+    return [*found, *about, Text()]
+
+
+def _of_machine(told: Document) -> list[tuple[str, str]]:
+    problem = [("sleeper stuck:", plain(told["problem"]))] if told["problem"] else []
+    return [*problem, *machine_texts(told["machine"])]
 
 
 # ---- what was ------------------------------------------------------------------------------------------------------
