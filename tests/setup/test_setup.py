@@ -306,6 +306,20 @@ def test_purge_alone_is_a_mistake(image):
     assert image.setup("--remove", "--purge").returncode == 0
 
 
+def test_the_gateway(image):
+    """Its unit is there for whoever enables it, and a removal takes both away."""
+    image.good("--discover")
+    unit = "etc/systemd/system/memscaler-gateway.service"
+    assert f"ExecStart={image.program} gateway\n" in image.at(unit).read_text()
+    link = image.at("etc/systemd/system/multi-user.target.wants/memscaler-gateway.service")
+    assert not link.is_symlink()
+    link.symlink_to(f"/{unit}")
+    assert image.good()[-1] == "nothing to do"
+    image.good("--remove", "--purge")
+    assert not link.is_symlink()
+    assert not image.at(unit).exists()
+
+
 def test_supervisors_of_described_servers(image):
     """Their units are there; enabled are those that have something to run, and a removal takes them away again."""
     wants = image.at("etc/systemd/system/multi-user.target.wants")

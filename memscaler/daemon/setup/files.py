@@ -20,6 +20,7 @@ PAUSES = f"{UNIT}.d/pauses.conf"
 PAUSES_SINCE = 254  # RestartSteps=
 USERS = "etc/sysusers.d/memscaler.conf"
 SERVERS, SERVERS_OF = "memscaler-servers.service", "memscaler-servers@.service"  # the second for a user's own servers
+GATEWAY = "memscaler-gateway.service"
 WANTS = "etc/systemd/system/multi-user.target.wants"  # WantedBy= of the units
 WANTED = f"{WANTS}/{systemd.UNIT}"
 CONFIG = "etc/memscaler/config.toml"

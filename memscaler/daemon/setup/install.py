@@ -146,7 +146,7 @@ def _wanted(wish: Wish, own: program.Program) -> list[File]:
     place = own.path
     if not wish.is_here and place.is_relative_to(wish.root):
         place = Path("/", place.relative_to(wish.root))
-    found = [files.unit(place), files.unit(place, files.SERVERS), files.unit(place, files.SERVERS_OF)]
+    found = [files.unit(place), *(files.unit(place, each) for each in (files.SERVERS, files.SERVERS_OF, files.GATEWAY))]
     if systemd.version() >= files.PAUSES_SINCE:
         found.append(files.pauses())
     if not wish.is_here or shutil.which("systemd-sysusers"):  # an image does that when it starts
@@ -193,6 +193,7 @@ def _steps(
         tasks += _make_group(wish, group=group)
     tasks += _service_steps(wish, missing, known, started=started, watches=watches)
     tasks += _servers_steps(wish, missing, users, is_new=started != known.started)
+    tasks += _gateway_steps(wish, missing, is_new=started != known.started)
     final = replace(final, started=started)
     if tasks or final != known:
         meanwhile = {name: (*known.files.get(name, ()), *sums) for name, sums in final.files.items()}
@@ -242,6 +243,13 @@ def _servers_steps(wish: Wish, missing: list[File], users: tuple[str, ...], *, i
             is_active = systemd.active_state(unit) == "active"
             if not is_active or is_new or file in written:
                 yield steps.run("systemctl", "restart" if is_active else "start", unit)
+
+
+def _gateway_steps(wish: Wish, missing: list[File], *, is_new: bool) -> Iterator[Step]:
+    """It is the operator who enables it, perhaps on another machine; after an upgrade one that runs is restarted."""
+    is_written = any(Path(file.path).name == files.GATEWAY for file in missing)
+    if wish.start and wish.is_live and (is_new or is_written) and systemd.active_state(files.GATEWAY) == "active":
+        yield steps.run("systemctl", "restart", files.GATEWAY)
 
 
 def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:

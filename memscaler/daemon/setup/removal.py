@@ -70,7 +70,9 @@ def _is_changed(root: Path, name: str, known: manifest.Manifest) -> bool:
 
 def _stop(wish: Wish, known: manifest.Manifest) -> Iterator[Step]:
     """Disable and stop; and whatever is parked after that is woken before its tools are gone."""
-    for link in sorted((wish.root / files.WANTS).glob("memscaler-servers*.service")):
+    ours = ("memscaler-servers", files.GATEWAY)
+    wanted = (wish.root / files.WANTS).glob("memscaler-*.service")
+    for link in sorted(link for link in wanted if link.name.startswith(ours)):
         if wish.is_here:
             yield steps.run("systemctl", "disable", *(["--now"] if wish.is_live else []), link.name)
         else:
