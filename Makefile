@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
 WORKERS := 2
 
-.PHONY: help demo test test-distros test-systemd test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb test-wheel
+.PHONY: help demo test test-distros test-systemd test-suspend test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb test-wheel
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 22
@@ -26,6 +26,10 @@ test-distros:  ## the tests on other kernels and bcc versions, emulated; DISTROS
 test-systemd:  ## memscaler as a service of a real systemd, emulated; ARGS="watchdog reload" (root; a quarter of an hour, with --native minutes)
 	@tools/setup test
 	@$(PY) -m tools.systemd $(ARGS)
+
+test-suspend:  ## an emulated machine with a real systemd that suspends to RAM, and is woken; ARGS=SCENARIO (root; ten minutes)
+	@tools/setup test
+	@$(PY) -m tools.suspend $(ARGS)
 
 test-container:  ## memscaler in a container: the image, and a real runtime with what compose.yaml says (root; ten minutes)
 	@tools/setup test

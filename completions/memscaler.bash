@@ -33,9 +33,11 @@ _memscaler_value() {
     'serve --reserve-mib') kind=words words='' ;;
     'serve --idle-after') kind=words words='30s 5m 30m 2h' ;;
     'serve --log') kind=file words='' ;;
+    'serve --log-level') kind=words words='debug info warning error' ;;
     'serve --config') kind=file words='' ;;
     'serve --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'serve --runtime-dir') kind=directory words='' ;;
+    serve) kind=file words='' ;;
     'gpus --config') kind=file words='' ;;
     'gpus --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'gpus --runtime-dir') kind=directory words='' ;;
@@ -74,7 +76,38 @@ _memscaler_value() {
     'resume --runtime-dir') kind=directory words='' ;;
     'release --reason') kind=words words='' ;;
     'release --runtime-dir') kind=directory words='' ;;
+    'wake --runtime-dir') kind=directory words='' ;;
+    wake) kind=words words='' ;;
+    'sleep --stage') kind=words words='server-sleep checkpoint stop-server' ;;
+    'sleep --runtime-dir') kind=directory words='' ;;
+    sleep) kind=words words='' ;;
+    'suspend now --wake-at') kind=words words='30s 5m 30m 2h' ;;
+    'suspend now --wake-in') kind=words words='30s 5m 30m 2h' ;;
+    'suspend now --runtime-dir') kind=directory words='' ;;
+    'suspend never --for') kind=words words='30s 5m 30m 2h' ;;
+    'suspend never --reason') kind=words words='' ;;
+    'suspend never --runtime-dir') kind=directory words='' ;;
+    'suspend allow --runtime-dir') kind=directory words='' ;;
+    'suspend status --runtime-dir') kind=directory words='' ;;
     'reload --runtime-dir') kind=directory words='' ;;
+    'gateway --listen') kind=words words='' ;;
+    'gateway --to') kind=words words='' ;;
+    'gateway --name') kind=words words='' ;;
+    'gateway --server') kind=words words='' ;;
+    'gateway --mac') kind=words words='' ;;
+    'gateway --wake-to') kind=words words='' ;;
+    'gateway --protocol') kind=words words='http tcp' ;;
+    'gateway --ready') kind=words words='off /health' ;;
+    'gateway --wait') kind=words words='30s 5m 30m 2h' ;;
+    'gateway --wake-timeout') kind=words words='30s 5m 30m 2h' ;;
+    'gateway --no-wake-path') kind=words words='' ;;
+    'gateway --no-wake-from') kind=words words='' ;;
+    'gateway --metrics') kind=words words='off 127.0.0.1:9824' ;;
+    'gateway --drain') kind=words words='30s 5m 30m 2h' ;;
+    'gateway --config') kind=file words='' ;;
+    'gateway --runtime-dir') kind=directory words='' ;;
+    'gateway --log-format') kind=words words='auto console json' ;;
+    'gateway --log-level') kind=words words='debug info warning error' ;;
     'servers list --user') kind=words words='' ;;
     'servers list --config') kind=file words='' ;;
     'servers list --runtime-dir') kind=directory words='' ;;
@@ -179,7 +212,7 @@ _memscaler_value() {
     'config show --log-format') kind=words words='auto console json' ;;
     'config show --log-level') kind=words words='debug info warning error' ;;
     'config show --loader-python') kind=file words='' ;;
-    help) kind=words words='run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help' ;;
+    help) kind=words words='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help' ;;
     *) kind='' words='' ;;
     esac
 }
@@ -188,13 +221,13 @@ _memscaler_value() {
 _memscaler_options() {
     case "$path" in
     '')
-        commands='run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
+        commands='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
         ;;
     run)
         commands='' options='-p --port --discover --idle-after --quiet --ignore --touch --config --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python -h --help' many='-p --port --ignore' wraps=''
         ;;
     serve)
-        commands='' options='-m --model --model-path --host -p --port -c --n-ctx --parallel --cache-type-k --cache-type-v --n-batch --n-ubatch --mmproj --alias --api-key --devices --reserve-mib --no-smart-split --smart-split --force --ungoverned --idle-after --log --config --simulate --runtime-dir --dry-run --json -h --help' many='' wraps=''
+        commands='' options='-m --model --model-path --host -p --port -c --n-ctx --parallel --cache-type-k --cache-type-v --n-batch --n-ubatch --mmproj --alias --api-key --devices --reserve-mib --no-smart-split --smart-split --force --ungoverned --idle-after --log --log-level --config --simulate --runtime-dir --dry-run --json -h --help' many='' wraps=''
         ;;
     gpus)
         commands='' options='--config --simulate --runtime-dir --json -h --help' many='' wraps=''
@@ -235,8 +268,32 @@ _memscaler_options() {
     release)
         commands='' options='--reason --runtime-dir --json -h --help' many='' wraps=''
         ;;
+    wake)
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    sleep)
+        commands='' options='--stage --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    suspend)
+        commands='now never allow status' options='-h --help' many='' wraps=''
+        ;;
+    'suspend now')
+        commands='' options='--wake-at --wake-in --force --no-wait --wait --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'suspend never')
+        commands='' options='--for --reason --runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'suspend allow')
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    'suspend status')
+        commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
     reload)
         commands='' options='--runtime-dir --json -h --help' many='' wraps=''
+        ;;
+    gateway)
+        commands='' options='--listen --to --name --server --mac --wake-to --protocol --ready --wait --hold --no-hold --wake-timeout --no-wake-path --no-wake-from --metrics --drain --dry-run --check --json --config --runtime-dir --log-format --log-level -h --help' many='--no-wake-path --no-wake-from' wraps=''
         ;;
     servers)
         commands='list show logs apply reload start stop restart enable disable import run' options='-h --help' many='' wraps=''

@@ -17,7 +17,7 @@ function __memscaler_path
                 set value yes
             case ' serve'
                 set path 'serve'
-            case 'serve -m' 'serve --model' 'serve --model-path' 'serve --host' 'serve -p' 'serve --port' 'serve -c' 'serve --n-ctx' 'serve --parallel' 'serve --cache-type-k' 'serve --cache-type-v' 'serve --n-batch' 'serve --n-ubatch' 'serve --mmproj' 'serve --alias' 'serve --api-key' 'serve --devices' 'serve --reserve-mib' 'serve --idle-after' 'serve --log' 'serve --config' 'serve --simulate' 'serve --runtime-dir'
+            case 'serve -m' 'serve --model' 'serve --model-path' 'serve --host' 'serve -p' 'serve --port' 'serve -c' 'serve --n-ctx' 'serve --parallel' 'serve --cache-type-k' 'serve --cache-type-v' 'serve --n-batch' 'serve --n-ubatch' 'serve --mmproj' 'serve --alias' 'serve --api-key' 'serve --devices' 'serve --reserve-mib' 'serve --idle-after' 'serve --log' 'serve --log-level' 'serve --config' 'serve --simulate' 'serve --runtime-dir'
                 set value yes
             case ' gpus'
                 set path 'gpus'
@@ -74,9 +74,39 @@ function __memscaler_path
                 set path 'release'
             case 'release --reason' 'release --runtime-dir'
                 set value yes
+            case ' wake'
+                set path 'wake'
+            case 'wake --runtime-dir'
+                set value yes
+            case ' sleep'
+                set path 'sleep'
+            case 'sleep --stage' 'sleep --runtime-dir'
+                set value yes
+            case ' suspend'
+                set path 'suspend'
+            case 'suspend now'
+                set path 'suspend now'
+            case 'suspend now --wake-at' 'suspend now --wake-in' 'suspend now --runtime-dir'
+                set value yes
+            case 'suspend never'
+                set path 'suspend never'
+            case 'suspend never --for' 'suspend never --reason' 'suspend never --runtime-dir'
+                set value yes
+            case 'suspend allow'
+                set path 'suspend allow'
+            case 'suspend allow --runtime-dir'
+                set value yes
+            case 'suspend status'
+                set path 'suspend status'
+            case 'suspend status --runtime-dir'
+                set value yes
             case ' reload'
                 set path 'reload'
             case 'reload --runtime-dir'
+                set value yes
+            case ' gateway'
+                set path 'gateway'
+            case 'gateway --listen' 'gateway --to' 'gateway --name' 'gateway --server' 'gateway --mac' 'gateway --wake-to' 'gateway --protocol' 'gateway --ready' 'gateway --wait' 'gateway --wake-timeout' 'gateway --no-wake-path' 'gateway --no-wake-from' 'gateway --metrics' 'gateway --drain' 'gateway --config' 'gateway --runtime-dir' 'gateway --log-format' 'gateway --log-level'
                 set value yes
             case ' servers'
                 set path 'servers'
@@ -203,7 +233,11 @@ complete -c memscaler -n '__memscaler_at' -a park -d 'Park GPUs now.'
 complete -c memscaler -n '__memscaler_at' -a pause -d 'Keep every GPU awake.'
 complete -c memscaler -n '__memscaler_at' -a resume -d 'Govern again, after pause or release.'
 complete -c memscaler -n '__memscaler_at' -a release -d 'Let go of the driver, for its upgrade.'
+complete -c memscaler -n '__memscaler_at' -a wake -d 'Bring servers back out of deeper sleep.'
+complete -c memscaler -n '__memscaler_at' -a sleep -d 'Take servers down to a deeper stage now.'
+complete -c memscaler -n '__memscaler_at' -a suspend -d 'Suspend the whole machine, or keep it up.'
 complete -c memscaler -n '__memscaler_at' -a reload -d 'Read the configuration anew.'
+complete -c memscaler -n '__memscaler_at' -a gateway -d 'Hold clients while their server wakes, pass everything through.'
 complete -c memscaler -n '__memscaler_at' -a servers -d 'Run model servers as described, and steer them by name.'
 complete -c memscaler -n '__memscaler_at' -a plan -d 'Plan where models go on the GPUs, and what fits.'
 complete -c memscaler -n '__memscaler_at' -a analyze -d 'Show what a model file needs in memory.'
@@ -253,12 +287,14 @@ complete -c memscaler -n '__memscaler_at serve' -l force -d 'Serve also what doe
 complete -c memscaler -n '__memscaler_at serve' -l ungoverned -d 'Serve without a governor'
 complete -c memscaler -n '__memscaler_at serve' -l idle-after -x -a '30s 5m 30m 2h' -d 'Quiet time after which a GPU is parked'
 complete -c memscaler -n '__memscaler_at serve' -l log -r -F -d 'Where the server\'s log goes; - is here'
+complete -c memscaler -n '__memscaler_at serve' -l log-level -x -a 'debug info warning error' -d 'What the governor says here: debug, info, warning or error'
 complete -c memscaler -n '__memscaler_at serve' -l config -r -F -d 'Configuration file'
 complete -c memscaler -n '__memscaler_at serve' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at serve' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
 complete -c memscaler -n '__memscaler_at serve' -l dry-run -d 'Print the plan and the command lines, start nothing'
 complete -c memscaler -n '__memscaler_at serve' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at serve' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at serve' -r -F
 
 # memscaler gpus
 complete -c memscaler -n '__memscaler_at gpus' -l config -r -F -d 'Configuration file'
@@ -353,10 +389,81 @@ complete -c memscaler -n '__memscaler_at release' -l runtime-dir -x -a '(__fish_
 complete -c memscaler -n '__memscaler_at release' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at release' -s h -l help -d 'Show this message and exit'
 
+# memscaler wake
+complete -c memscaler -n '__memscaler_at wake' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at wake' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at wake' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at wake' -x
+
+# memscaler sleep
+complete -c memscaler -n '__memscaler_at sleep' -l stage -x -a 'server-sleep checkpoint stop-server' -d 'server-sleep, checkpoint or stop-server'
+complete -c memscaler -n '__memscaler_at sleep' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at sleep' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at sleep' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at sleep' -x
+
+# memscaler suspend
+complete -c memscaler -n '__memscaler_at suspend' -a now -d 'Suspend now, with an alarm if one is wanted.'
+complete -c memscaler -n '__memscaler_at suspend' -a never -d 'Keep the machine up, whatever the configuration says.'
+complete -c memscaler -n '__memscaler_at suspend' -a allow -d 'End what `never` began.'
+complete -c memscaler -n '__memscaler_at suspend' -a status -d 'What keeps the machine up, and when it sleeps next.'
+complete -c memscaler -n '__memscaler_at suspend' -s h -l help -d 'Show this message and exit'
+
+# memscaler suspend now
+complete -c memscaler -n '__memscaler_at suspend now' -l wake-at -x -a '30s 5m 30m 2h' -d 'Wake up by itself then'
+complete -c memscaler -n '__memscaler_at suspend now' -l wake-in -x -a '30s 5m 30m 2h' -d 'Wake up by itself after 90s, 30m, 8h'
+complete -c memscaler -n '__memscaler_at suspend now' -l force -d 'Also while clients are connected, or somebody inhibits sleep'
+complete -c memscaler -n '__memscaler_at suspend now' -l no-wait -l wait -d 'Wait until it has slept, or has not'
+complete -c memscaler -n '__memscaler_at suspend now' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at suspend now' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at suspend now' -s h -l help -d 'Show this message and exit'
+
+# memscaler suspend never
+complete -c memscaler -n '__memscaler_at suspend never' -l for -x -a '30s 5m 30m 2h' -d 'How long'
+complete -c memscaler -n '__memscaler_at suspend never' -l reason -x -d 'Why, for whoever looks at the status'
+complete -c memscaler -n '__memscaler_at suspend never' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at suspend never' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at suspend never' -s h -l help -d 'Show this message and exit'
+
+# memscaler suspend allow
+complete -c memscaler -n '__memscaler_at suspend allow' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at suspend allow' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at suspend allow' -s h -l help -d 'Show this message and exit'
+
+# memscaler suspend status
+complete -c memscaler -n '__memscaler_at suspend status' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at suspend status' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at suspend status' -s h -l help -d 'Show this message and exit'
+
 # memscaler reload
 complete -c memscaler -n '__memscaler_at reload' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
 complete -c memscaler -n '__memscaler_at reload' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at reload' -s h -l help -d 'Show this message and exit'
+
+# memscaler gateway
+complete -c memscaler -n '__memscaler_at gateway' -l listen -x -d 'Where clients connect: HOST:PORT'
+complete -c memscaler -n '__memscaler_at gateway' -l to -x -d 'The server behind it: HOST:PORT'
+complete -c memscaler -n '__memscaler_at gateway' -l name -x -d 'For the log and the metrics'
+complete -c memscaler -n '__memscaler_at gateway' -l server -x -d 'The server of this machine behind it: the governor is asked to bring it back'
+complete -c memscaler -n '__memscaler_at gateway' -l mac -x -d 'The hardware address of the machine behind it: it is woken by magic packets'
+complete -c memscaler -n '__memscaler_at gateway' -l wake-to -x -d 'Where those go'
+complete -c memscaler -n '__memscaler_at gateway' -l protocol -x -a 'http tcp' -d 'tcp: no byte is ever looked at'
+complete -c memscaler -n '__memscaler_at gateway' -l ready -x -a 'off /health' -d 'What must answer 200 after a wake, before clients are let through'
+complete -c memscaler -n '__memscaler_at gateway' -l wait -x -a '30s 5m 30m 2h' -d 'How long a client is held at most'
+complete -c memscaler -n '__memscaler_at gateway' -l hold -l no-hold -d 'Hold clients while it wakes, or tell them to come back'
+complete -c memscaler -n '__memscaler_at gateway' -l wake-timeout -x -a '30s 5m 30m 2h' -d 'A wake that takes longer has failed'
+complete -c memscaler -n '__memscaler_at gateway' -l no-wake-path -x -d 'Requests that wake nothing'
+complete -c memscaler -n '__memscaler_at gateway' -l no-wake-from -x -d 'Clients that wake nothing'
+complete -c memscaler -n '__memscaler_at gateway' -l metrics -x -a 'off 127.0.0.1:9824' -d 'Where the metrics are'
+complete -c memscaler -n '__memscaler_at gateway' -l drain -x -a '30s 5m 30m 2h' -d 'At the end connections may take so long to end'
+complete -c memscaler -n '__memscaler_at gateway' -l dry-run -d 'Pass on, but wake nothing: only tell what would be done'
+complete -c memscaler -n '__memscaler_at gateway' -l check -d 'Say what each gateway would find, and listen nowhere'
+complete -c memscaler -n '__memscaler_at gateway' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gateway' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gateway' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gateway' -l log-format -x -a 'auto console json' -d 'auto: console on a terminal, else json'
+complete -c memscaler -n '__memscaler_at gateway' -l log-level -x -a 'debug info warning error' -d 'The least that is logged'
+complete -c memscaler -n '__memscaler_at gateway' -s h -l help -d 'Show this message and exit'
 
 # memscaler servers
 complete -c memscaler -n '__memscaler_at servers' -a list -d 'Show the servers: states, ports, GPUs, restarts.'
@@ -597,4 +704,4 @@ complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show th
 
 # memscaler help
 complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at help' -x -a 'run serve gpus ports restore status top verify report hold unhold park pause resume release reload servers plan analyze setup doctor calibrate config help'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help'

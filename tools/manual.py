@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memscaler.config.gateway_keys import GATEWAY_KEYS
 from memscaler.config.schema import OPTIONS
-from memscaler.config.server_keys import HOOK_KEYS, KEYS, Key
+from memscaler.config.server_keys import HOOK_KEYS, KEYS
+from memscaler.config.stage_keys import STAGE_KEYS, SUSPEND_KEYS
+from memscaler.config.tables import Key
 
 if TYPE_CHECKING:
     from tools.commands import Argument, Command, Option
@@ -90,6 +93,21 @@ def hooks() -> str:
     return "\n".join(_keys(HOOK_KEYS))
 
 
+def stages() -> str:
+    """Every key of a [[stage]] table."""
+    return "\n".join(_keys(STAGE_KEYS))
+
+
+def suspend() -> str:
+    """Every key of [suspend]."""
+    return "\n".join(_keys(SUSPEND_KEYS))
+
+
+def gateways() -> str:
+    """Every key of a [[gateway]] table."""
+    return "\n".join(_keys(GATEWAY_KEYS))
+
+
 def _keys(keys: Iterable[Key]) -> Iterator[str]:
     for key in keys:
         default = f" Default: **{key.default}**." if key.default else ""
@@ -113,6 +131,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "servers": servers,
     "hooks": hooks,
+    "stages": stages,
+    "suspend": suspend,
+    "gateways": gateways,
     "overhead": overhead,
 }
 FIGURES = {

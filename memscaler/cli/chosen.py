@@ -24,7 +24,7 @@ def chosen(specs: Sequence[str], gpus: Sequence[Entry]) -> list[Entry]:
 
 
 def _meant(spec: str, gpus: Sequence[Entry]) -> Entry:
-    found = [gpu for gpu in gpus if _means(spec.strip().lower(), gpu)]
+    found = [gpu for gpu in gpus if means(spec.strip().lower(), gpu)]
     if len(found) == 1:
         return found[0]
     listed = [" ".join(plain(gpu[key]) for key in ("gpu", "pci_bus_id", "uuid") if gpu.get(key)) for gpu in gpus]
@@ -32,7 +32,8 @@ def _meant(spec: str, gpus: Sequence[Entry]) -> Entry:
     raise UsageError(f"{plain(spec)!r} {problem}", hint=f"known: {'; '.join(listed) or 'none'}")
 
 
-def _means(spec: str, gpu: Entry) -> bool:
+def means(spec: str, gpu: Entry) -> bool:
+    """True if an operator may mean this GPU by `spec`, in small letters."""
     name, uuid = str(gpu["gpu"]), str(gpu["uuid"]).lower()
     if spec in (name, name.removeprefix("gpu")):
         return True

@@ -38,8 +38,10 @@ class Asker:
     WHO = "the daemon"
     LIVES = "see its log; `systemctl status memscaler` tells whether it lives"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float = TIMEOUT_S) -> None:
+        """patience_s: how long an answer may take."""
         self._path = path
+        self._patience_s = patience_s
 
     def told(self, method: str, route: str, body: Mapping[str, object] | None = None) -> Document:
         """A whole answer."""
@@ -95,7 +97,7 @@ class Asker:
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error
-        connection.settimeout(TIMEOUT_S)
+        connection.settimeout(self._patience_s)
         return connection
 
     def _unreachable(self, error: OSError) -> MemscalerError:
@@ -132,8 +134,8 @@ class Asker:
 class Client(Asker):
     """Asks the daemon of a runtime directory; None: the configured one."""
 
-    def __init__(self, runtime_dir: str | None) -> None:
-        super().__init__(settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / CONTROL_SOCKET)
+    def __init__(self, runtime_dir: str | None, patience_s: float = TIMEOUT_S) -> None:
+        super().__init__(settings_anyway({"runtime_dir": runtime_dir}).runtime_dir / CONTROL_SOCKET, patience_s)
 
     def status(self) -> Document:
         """The status document."""

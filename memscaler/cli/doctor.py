@@ -78,7 +78,7 @@ def doctor(
 def context_of(flags: Mapping[str, Any], config: Path | None, *, probe: bool) -> Context:
     """Where and as whom to look, with the configuration as far as it is good. probe: things may be tried."""
     from memscaler.cli.client import Client
-    from memscaler.cli.simulated import simulate
+    from memscaler.cli.simulated import at_home, simulate
     from memscaler.config.load import examine
     from memscaler.core.errors import PermissionMissing
     from memscaler.daemon.doctor.context import Context
@@ -89,7 +89,7 @@ def context_of(flags: Mapping[str, Any], config: Path | None, *, probe: bool) ->
         examined = None
     # a file that others could have written must not tell root which program to run as loader_python
     good = examined.settings if examined and not examined.distrust else None
-    settings = good or settings_without_file(flags)
+    settings = at_home(good or settings_without_file(flags))
     environment = simulate(settings.simulate, settings.runtime_dir)
 
     def ask() -> dict[str, Any]:

@@ -38,13 +38,14 @@ def gpus(
     config: Config = None, simulate: Simulate = None, runtime_dir: RuntimeDir = None, as_json: Json = False
 ) -> None:
     """Show the GPUs: clocks, power, the lever that would be used and why, and what parking would do."""
+    from memscaler.cli.simulated import at_home
     from memscaler.cli.simulated import simulate as start_simulation
     from memscaler.config.load import load
     from memscaler.daemon.guardian import JOURNAL
     from memscaler.gpu.inventory import open_driver
     from memscaler.gpu.journal import Journal
 
-    settings = load({"simulate": simulate, "runtime_dir": runtime_dir}, os.environ, config)
+    settings = at_home(load({"simulate": simulate, "runtime_dir": runtime_dir}, os.environ, config))
     start_simulation(settings.simulate, settings.runtime_dir)
     journal = Journal(settings.runtime_dir / JOURNAL)
     with open_driver() as driver:

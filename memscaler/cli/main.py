@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memscaler import __version__
-from memscaler.cli.errors import exit_with
+from memscaler.cli.errors import exit_with, interruptible
 from memscaler.cli.lazy import PLAIN, Entry, LazyGroup
 from memscaler.cli.quick import convert_quickly
 
@@ -32,7 +32,13 @@ COMMANDS = {
     "pause": Entry("memscaler.cli.steer:pause", "Keep every GPU awake."),
     "resume": Entry("memscaler.cli.steer:resume", "Govern again, after pause or release."),
     "release": Entry("memscaler.cli.steer:release", "Let go of the driver, for its upgrade."),
+    "wake": Entry("memscaler.cli.wake:wake", "Bring servers back out of deeper sleep."),
+    "sleep": Entry("memscaler.cli.wake:sleep", "Take servers down to a deeper stage now."),
+    "suspend": Entry("memscaler.cli.suspend:app", "Suspend the whole machine, or keep it up."),
     "reload": Entry("memscaler.cli.steer:reload", "Read the configuration anew."),
+    "gateway": Entry(
+        "memscaler.cli.gateway:gateway", "Hold clients while their server wakes, pass everything through."
+    ),
     "servers": Entry("memscaler.cli.servers.group:app", "Run model servers as described, and steer them by name."),
     "plan": Entry("memscaler.cli.planning.plan:plan", "Plan where models go on the GPUs, and what fits."),
     "analyze": Entry("memscaler.cli.planning.analyze:analyze", "Show what a model file needs in memory."),
@@ -91,9 +97,9 @@ def _open_streams() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line of this process, and exit."""
+    """Run the command line of this process, and exit. The entry point is memscaler.__main__."""
     _open_streams()
-    convert_quickly()
-    with exit_with():
+    with exit_with(), interruptible():
+        convert_quickly()
         app(prog_name="memscaler")  # also as `python -m memscaler`
     sys.exit(0)

@@ -3,7 +3,7 @@
 Who asks is what the kernel says about the other end (SO_PEERCRED, SO_PEERGROUPS), as of the moment it connected:
 
     uid 0 and the process's own   everything
-    members of the group          what changes nothing
+    members of the group          what changes nothing, and what only undoes what we did
     others                        nothing; the file's mode keeps them out as well
 
 Each connection has one request and one answer (http1.py). Their number is bounded, and readers make room for those who
@@ -111,8 +111,18 @@ class Callers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def routed(self, head: Head, rank: Rank, routes: Mapping[str, Wanted], reads: tuple[Wanted, ...]) -> Wanted:
-        """What is wanted there. Raise PermissionMissing or Refused: who may not ask is told before the body is read."""
+    def routed(
+        self,
+        head: Head,
+        rank: Rank,
+        routes: Mapping[str, Wanted],
+        reads: tuple[Wanted, ...],
+        for_readers: tuple[Wanted, ...] = (),
+    ) -> Wanted:
+        """What is wanted there. for_readers: changes that readers may ask for, too.
+
+        Raise PermissionMissing or Refused: who may not ask is told before the body is read.
+        """
         if rank < Rank.READ:
             hint = f"sudo usermod -aG {self._group} USER, then log in anew"
             raise PermissionMissing(f"only root and members of group {self._group} may ask", hint=hint)
@@ -122,7 +132,7 @@ class Callers:
         method = "GET" if wanted in reads else "POST"
         if head.method != method:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{head.path} wants {method}")
-        if wanted not in reads and rank < Rank.CHANGE:
+        if wanted not in (*reads, *for_readers) and rank < Rank.CHANGE:
             raise PermissionMissing("only root may change anything", hint="sudo memscaler ...")
         return wanted
 

@@ -1,8 +1,8 @@
 """The control socket: what may be asked of the running daemon, in a thread and an event loop of its own.
 
 Who may ask for what, and how the socket is made: callers.py. Nothing here waits for the governor but the one who asked.
-Times are bounded (request 5 s, answer 10 s, reading it 5 s), and so are sizes (http1.py) and numbers: 16 connections,
-and 64 tied holds. A tied hold lasts as long as its connection.
+Times are bounded (request 5 s, answer 10 s, reading it 5 s; the answer of who waits for a server to come back 20 min),
+and so are sizes (http1.py) and numbers: 16 connections, and 64 tied holds. A tied hold lasts as long as its connection.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from memscaler.daemon import callers, http1
 from memscaler.daemon.callers import SCHEMA, Caller, Callers, Rank
 from memscaler.daemon.http1 import Refused
 from memscaler.daemon.requests import (
+    FOR_READERS,
+    PATIENT,
     READS,
     ROUTES,
     Asked,
@@ -37,6 +39,7 @@ from memscaler.daemon.requests import (
 GROUP = "memscaler"
 REQUEST_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
+PATIENT_TIMEOUT_S = 1200.0
 SEND_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 FAREWELL_S = 0.2
@@ -110,7 +113,8 @@ class ControlServer:
                 client.tied = isinstance(request, HoldWanted) and request.tied
                 if client.tied:
                     stack.callback(answer.add_done_callback, self._let_go)
-                document = {"schema": SCHEMA, **await _answered(answer)}
+                patience_s = PATIENT_TIMEOUT_S if isinstance(request, PATIENT) else ANSWER_TIMEOUT_S
+                document = {"schema": SCHEMA, **await _answered(answer, patience_s)}
                 text = http1.open_answer(document) if client.tied else http1.answer(HTTPStatus.OK, document)
             except (ConnectionError, EOFError):
                 raise
@@ -123,7 +127,7 @@ class ControlServer:
 
     async def _read(self, reader: asyncio.StreamReader, rank: Rank) -> Request:
         head = await http1.read_head(reader)
-        kind = self._callers.routed(head, rank, ROUTES, READS)
+        kind = self._callers.routed(head, rank, ROUTES, READS, FOR_READERS)
         request = parse(kind, await http1.read_body(reader, head))
         tied = isinstance(request, HoldWanted) and request.tied
         if tied and self._callers.tied >= MOST_TIED:
@@ -143,10 +147,10 @@ class ControlServer:
             self._ask(TiedEnded(str(answer.result()["id"])))
 
 
-async def _answered(answer: Future[Document]) -> Document:
+async def _answered(answer: Future[Document], patience_s: float) -> Document:
     """What the loop answers. Raise what it raises, Refused if it says nothing in time."""
     # not wait_for: that would cancel a future which the loop is about to fulfil
-    await asyncio.wait({asyncio.wrap_future(answer)}, timeout=ANSWER_TIMEOUT_S)
+    await asyncio.wait({asyncio.wrap_future(answer)}, timeout=patience_s)
     if not answer.done() or answer.cancelled():
         hint = "it may still do what was asked; see `memscaler status` and the log"
         raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the governor does not answer", hint=hint)

@@ -48,6 +48,10 @@ class Notifier:
         """It is on the way out by its own will."""
         self._insist("STOPPING=1")
 
+    def longer(self, by_ns: int) -> None:
+        """The end takes longer than by_ns, and 10 s more at least (sd_notify(3), EXTEND_TIMEOUT_USEC)."""
+        self.send(f"EXTEND_TIMEOUT_USEC={by_ns // 1000 + 10_000_000}")
+
     def alive(self, status: str = "") -> None:
         """The heartbeat, with what `systemctl status` shows."""
         self.send("WATCHDOG=1", *_status(status))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from memscaler.core.model import Public
 from memscaler.core.servers import ServerState
-from memscaler.observe.specs import PORT, SPECS, WAKE_LATENCY_BUCKETS_S
+from memscaler.core.stages import LADDER, Rung
+from memscaler.observe.specs import PORT, SPECS, STAGE_WAKE_BUCKETS_S, WAKE_LATENCY_BUCKETS_S
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 HEAD = """# Metrics
@@ -16,9 +17,11 @@ and labels are a contract ([why](adr/0003-metric-names-are-a-contract.md)). This
 
 *per GPU*: labels `gpu` (index), `UUID`, `pci_bus_id`, `model_name`, `hostname`. *per port*: labels `port`, `scope`.
 States of a GPU: {gpu_states}; of a server: {server_states}.
+Stages: {stages}; how a server stands to one, its rung: {rungs}. Metrics of stages and of suspend are only there where a
+`[[stage]]` is configured ([sleep.md](sleep.md)); the metrics of `memscaler gateway` are its own ([gateway.md](gateway.md)).
 """
 TAIL = """
-Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
+Buckets of `memscaler_reset_latency_seconds`: {buckets} s; of `memscaler_stage_wake_seconds`: {stage_buckets} s.
 
 ## Questions it answers
 
@@ -36,6 +39,15 @@ Buckets of `memscaler_reset_latency_seconds`: {buckets} s.
 
     # a GPU that needs an operator
     memscaler_gpu_state{{state="unmanaged"}} == 1
+
+    # watts that deeper stages spare beyond parking, averaged over a day (less what wakes took)
+    deriv(memscaler_gpu_stage_saved_joules[1d])
+
+    # how long clients wait for a server that was stopped: 9 of 10 no longer
+    histogram_quantile(0.9, sum by (le) (rate(memscaler_stage_wake_seconds_bucket{{stage="stop-server"}}[7d])))
+
+    # a server that cannot be brought back
+    memscaler_stage_rung{{rung="stuck"}} == 1
 
     # watts of the GPUs behind a server
     memscaler_server_info * on (instance, port) group_right (server) (
@@ -56,10 +68,19 @@ def row(spec):
 
 
 def page():
-    buckets = ", ".join(f"{bound:g}" for bound in WAKE_LATENCY_BUCKETS_S)
+    buckets, stage_buckets = (
+        ", ".join(f"{bound:g}" for bound in bounds) for bounds in (WAKE_LATENCY_BUCKETS_S, STAGE_WAKE_BUCKETS_S)
+    )
     table = ["| metric | type | labels | meaning |", "|---|---|---|---|", *map(row, SPECS)]
     states = {"gpu_states": ", ".join(Public), "server_states": ", ".join(ServerState)}
-    return HEAD.format(**states) + "\n" + "\n".join(table) + "\n" + TAIL.format(buckets=buckets)
+    states |= {"stages": ", ".join(LADDER[1:-1]), "rungs": ", ".join(Rung)}
+    return (
+        HEAD.format(**states)
+        + "\n"
+        + "\n".join(table)
+        + "\n"
+        + TAIL.format(buckets=buckets, stage_buckets=stage_buckets)
+    )
 
 
 def test_the_page_is_current():

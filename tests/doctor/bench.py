@@ -30,7 +30,7 @@ sys.path[:0] = {path!r}
 import memscaler.cli.main, memscaler.cli.doctor, memscaler.cli.config, memscaler.cli.paint, memscaler.cli.client
 import memscaler.cli.simulated, memscaler.cli.run, memscaler.cli.setup
 import memscaler.daemon.doctor.runner, memscaler.config.render, memscaler.simulator
-import memscaler.daemon.setup.install, memscaler.daemon.setup.removal, memscaler.config.gppm
+import memscaler.daemon.setup.install, memscaler.daemon.setup.removal, memscaler.config.gppm, memscaler.cli.present, memscaler.config.sleep_doubts
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what the command line imports late
     memscaler.cli.main.app([{arguments!r}[0], "--help"])
 if "--simulate" in {arguments!r}: memscaler.simulator.build()

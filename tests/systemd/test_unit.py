@@ -143,6 +143,17 @@ def test_growing_pauses(tmp_path: Path):
     assert all(re.search("Unknown key.*Restart(Steps|MaxDelaySec)", line) for line in said), said
 
 
+def test_deeper_sleep(tmp_path: Path):
+    """The drop-in for it is one that systemd understands, and costs little of the hardening."""
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/usr/bin/memscaler", "/bin/true"))
+    drop_in = tmp_path / f"{UNIT.name}.d" / "sleep.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text((systemd_dir() / "memscaler.sleep.conf").read_text())
+    assert not analyze("verify", str(copy)).stderr
+    assert exposure(copy) <= EXPOSURE + 0.1
+
+
 def test_the_companions_work(tmp_path: Path):
     """systemd-sysusers and systemd-tmpfiles take them."""
     (tmp_path / "etc").mkdir()
