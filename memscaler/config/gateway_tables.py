@@ -79,7 +79,7 @@ def _is_own(listen: Address | None, to: Address | None) -> bool:
 
 def is_here(host: str) -> bool:
     """Whether it is this machine for itself."""
-    return host.startswith("127.") or host in ("::1", "localhost")
+    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def conflicts(gateways: Collection[Gateway]) -> list[str]:
