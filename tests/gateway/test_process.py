@@ -181,6 +181,9 @@ def test_a_loop_is_found(tmp_path):
     assert "to is where it listens itself" in text
     # what its address does not tell: this machine, for who connects
     told = ["--listen", f"0.0.0.0:{port}", "--to", f"127.0.0.2:{port}", "--wait", "3s", "--wake-timeout", "2s"]
+    status, text = command(*told, "--check")
+    assert status == 1
+    assert "is where the gateway itself listens" in text
     with running(tmp_path, *told) as gateway:
         with socket.create_connection(("127.0.0.1", port), 20) as client:
             client.sendall(GET)
