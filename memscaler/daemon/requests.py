@@ -275,7 +275,8 @@ def _id(key: str, raw: object) -> str:
     return text(key, raw, NAME_CHARS)
 
 
-def _reason(key: str, raw: object) -> str:
+def reason(key: str, raw: object) -> str:
+    """Why somebody wants something. Raise UsageError."""
     return text(key, raw, REASON_CHARS)
 
 
@@ -298,7 +299,7 @@ def truth(key: str, raw: object) -> bool:
 _CHECKS: Checks = {
     "gpus": _gpus,
     "for_s": _for_s,
-    "reason": _reason,
+    "reason": reason,
     "tied": truth,
     "id": _id,
     "servers": _servers,

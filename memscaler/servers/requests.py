@@ -144,8 +144,4 @@ def _servers(key: str, raw: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(requests.text(key, name, NAME_CHARS) for name in raw))
 
 
-def _reason(key: str, raw: object) -> str:
-    return requests.text(key, raw, requests.REASON_CHARS)
-
-
-_CHECKS: Checks = {"servers": _servers, "dry_run": requests.truth, "reason": _reason}
+_CHECKS: Checks = {"servers": _servers, "dry_run": requests.truth, "reason": requests.reason}
