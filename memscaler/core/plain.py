@@ -18,7 +18,7 @@ _NUMBERS = (int, float)
 
 
 def to_plain(value: object) -> Any:
-    """What json.dumps takes, for dataclasses of text, numbers, enumerations, tuples, sets and mappings."""
+    """What json.dumps takes, for dataclasses of text, numbers, enumerations, paths, tuples, sets and mappings."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
@@ -29,7 +29,7 @@ def to_plain(value: object) -> Any:
         return sorted(to_plain(each) for each in value)
     if isinstance(value, (tuple, list)):
         return [to_plain(each) for each in value]
-    return value
+    return str(value) if hasattr(value, "__fspath__") else value  # a path
 
 
 def from_plain(kind: type[Made], raw: object) -> Made:
@@ -75,12 +75,17 @@ def _value(hint: Any, raw: object, where: str) -> Any:  # noqa: PLR0911  # one l
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(raw, Mapping):
             raise ValueError(f"{where}: not an object")
-        return {_value(inner[0], key, where): _value(inner[1], each, f"{where}.{key}") for key, each in raw.items()}
+        return {_key(inner[0], key, where): _value(inner[1], each, f"{where}.{key}") for key, each in raw.items()}
     if isinstance(hint, type) and is_dataclass(hint):
         return _dataclass(hint, raw, where)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(raw)  # raises ValueError
     return _simple(hint, raw, where)
+
+
+def _key(hint: Any, raw: object, where: str) -> Any:
+    """JSON's are text."""
+    return int(raw) if hint is int and isinstance(raw, str) else _value(hint, raw, where)
 
 
 def _either(inner: tuple[Any, ...], raw: object, where: str) -> Any:
@@ -105,9 +110,11 @@ def _several(origin: Any, inner: tuple[Any, ...], raw: object, where: str) -> An
     return origin(_value(inner[0], value, where) for value in raw)
 
 
-def _simple(hint: Any, raw: object, where: str) -> Any:
+def _simple(hint: Any, raw: Any, where: str) -> Any:
     if hint is float and isinstance(raw, _NUMBERS) and not isinstance(raw, bool):
         return float(raw)
+    if hasattr(hint, "__fspath__") and isinstance(raw, (str, hint)):
+        return hint(raw)
     if isinstance(raw, hint) and (hint is bool or not isinstance(raw, bool)):
         return raw
     raise ValueError(f"{where}: {raw!r} is no {hint.__name__}")

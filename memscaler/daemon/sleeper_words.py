@@ -1,42 +1,16 @@
-"""What the sleeper may say to the governor, and how messages between them are written: one JSON object each.
-
-A message has one key, which says what it is, and its fields below that, by the names of the dataclasses
-(core/plain.py). What the governor says is in memscaler/sleep/link.py, which is not for the governor to load.
-"""
+"""What the sleeper may say to the governor, beside what every child may (child_words.py)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from memscaler.core.plain import from_plain, to_plain
 from memscaler.core.stages import Sleep
-
-MOST_BYTES = 128 * 1024  # of a message
-MOST_KEYS = 1024
+from memscaler.daemon import child_words
+from memscaler.daemon.child_words import Done, Guard, Look
 
 Endpoint = tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Keep these watches armed whatever their GPUs do (on), compare with sock_diag, and answer with `seen`.
-
-    From then on a client who comes is told at once. off: no longer. Guards of a key do not add up: the last counts.
-    """
-
-    id: int
-    keys: tuple[str, ...]
-    on: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Compare with sock_diag, then answer with `seen`."""
-
-    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,51 +33,11 @@ class Forget:
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer to `do`. document: what the command prints with --json."""
-
-    id: int
-    ok: bool = True
-    error: str = ""
-    hint: str = ""
-    document: Mapping[str, Any] = field(default_factory=dict)
-
-
 Word = Guard | Look | Announce | Forget | Done | Sleep
-WORDS: Mapping[str, type[Any]] = {
-    "guard": Guard,
-    "look": Look,
-    "announce": Announce,
-    "forget": Forget,
-    "done": Done,
-    "sleep": Sleep,
-}
-
-
-def decode(words: Mapping[str, type[Any]], data: bytes) -> Any:
-    """What a message says; None for a word of a later version. Raise ValueError for what makes no sense."""
-    try:
-        message = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-    if not isinstance(message, dict) or len(message) != 1:
-        raise ValueError("not a message")
-    ((word, raw),) = message.items()
-    return from_plain(words[word], raw) if word in words else None
+WORDS: Mapping[str, type[Any]] = {**child_words.COMMON, "announce": Announce, "forget": Forget, "sleep": Sleep}
 
 
 def read(data: bytes) -> Word | None:
     """What the sleeper said; None for a word of a later version. Raise ValueError for what makes no sense."""
-    said: Word | None = decode(WORDS, data)
-    if isinstance(said, Guard) and len(said.keys) > MOST_KEYS:
-        raise ValueError(f"more than {MOST_KEYS} keys")
+    said: Word | None = child_words.read(WORDS, data)
     return said
-
-
-def write(word: str, what: object) -> bytes:
-    """A message. Raise ValueError if it is too long."""
-    data = json.dumps({word: to_plain(what)}, separators=(",", ":")).encode()
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"a message of {len(data)} bytes")
-    return data

@@ -1,10 +1,6 @@
-"""What the governor and the sleeper say to each other: one JSON object per message on a SOCK_SEQPACKET pair.
+"""What the governor and the sleeper say to each other (memscaler/servers/governor_link.py tells how).
 
 What the sleeper says is in memscaler/daemon/sleeper_words.py, because the governor reads it.
-
-Each message has one key, which says what it is, and its fields below that, by the names of the dataclasses here
-(core/plain.py). Neither side waits for the other: what cannot be sent now is kept until it can be. Times named _ns are
-of CLOCK_MONOTONIC. `id` of an answer is that of the question; 0 answers none.
 
     governor -> sleeper: seen, settings, do, resumed, announced, end
     sleeper -> governor: guard, look, announce, forget, sleep, done
@@ -12,73 +8,18 @@ of CLOCK_MONOTONIC. `id` of an answer is that of the question; 0 answers none.
 
 from __future__ import annotations
 
-import socket
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memscaler.config.stages import StageRule, Suspend
-from memscaler.core.errors import MemscalerError
 from memscaler.core.stages import Stage
-from memscaler.daemon.sleeper_words import MOST_BYTES, WORDS, Word, decode, write
-
-MOST_WAITING = 1000  # messages that the other side has not taken; more, and it does not read any more
-
-
-class LinkLost(MemscalerError):
-    """The other side is gone, or says what makes no sense."""
-
+from memscaler.daemon.child_words import decode, write
+from memscaler.daemon.sleeper_words import WORDS, Word
+from memscaler.servers import governor_link
+from memscaler.servers.governor_link import End, Resumed, Seen
 
 # ---- governor -> sleeper ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class GpuSeen:
-    """A GPU: its public state (core/snapshot.py), since when.
-
-    held: its servers must be up: a hold, a pause, never_park, a release of the driver, a quiet reload.
-    """
-
-    state: str
-    since_ns: int = 0
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSeen:
-    """A watch. key: how it is named on this link, "8080" or "8080@container:web". scope: "" is the host.
-
-    name: of the described server on that port, else "". live: connections that count. last_activity_ns: of what counts
-    as work; last_touch_ns: of what was less (a health check). rang: a client came to this guarded watch, and nothing
-    was seen since. guarded: it is armed for us. pids: of the processes that listen there, as the host sees them.
-    """
-
-    key: str
-    port: int
-    scope: str = ""
-    name: str = ""
-    gpus: tuple[str, ...] = ()
-    live: int = 0
-    last_activity_ns: int = 0
-    last_touch_ns: int = 0
-    rang: bool = False
-    guarded: bool = False
-    pids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The whole picture. A server is in it as long as its port is watched, also while nobody listens there.
-
-    id: of the `guard` or `look` that it answers; then the sockets were compared with sock_diag after that was asked.
-    """
-
-    at_ns: int
-    reason: str = ""
-    gpus: Mapping[str, GpuSeen] = field(default_factory=dict)
-    servers: tuple[ServerSeen, ...] = ()
-    id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +52,6 @@ class Do:
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed:
-    """The machine has slept."""
-
-    slept_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Announced:
     """Of one of our own connections: it counts for nobody now, or (ok is false) it would count."""
 
@@ -125,23 +59,17 @@ class Announced:
     ok: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """Leave every stage and go."""
-
-
 FromGovernor = Seen | Rules | Do | Resumed | Announced | End
 _FROM_GOVERNOR: Mapping[str, type[Any]] = {
-    "seen": Seen,
+    **governor_link.COMMON,
     "settings": Rules,
     "do": Do,
-    "resumed": Resumed,
     "announced": Announced,
-    "end": End,
 }
 
 
 FromSleeper = Word
+Link = governor_link.Link[FromSleeper]
 _WORDS = {kind: word for table in (_FROM_GOVERNOR, WORDS) for word, kind in table.items()}
 
 
@@ -154,54 +82,3 @@ def from_governor(data: bytes) -> FromGovernor | None:
     """What the governor said; None for words that we do not know. Raise ValueError."""
     made: FromGovernor | None = decode(_FROM_GOVERNOR, data)
     return made
-
-
-class Link:
-    """One end of the pair. Used by one thread; never waits."""
-
-    def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MOST_BYTES)
-        self._end = end
-        self._waiting: deque[bytes] = deque()
-
-    def fileno(self) -> int:
-        return self._end.fileno()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is something that could not be sent yet: call flush() when the socket takes more."""
-        return bool(self._waiting)
-
-    def send(self, message: FromGovernor | FromSleeper) -> None:
-        """Now, or when the other side takes it. Raise LinkLost, ValueError."""
-        if len(self._waiting) >= MOST_WAITING:
-            raise LinkLost("the governor does not read any more")
-        self._waiting.append(encode(message))
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what waits. Raise LinkLost."""
-        while self._waiting:
-            try:
-                self._end.send(self._waiting[0])
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                raise LinkLost(f"the governor is gone: {error.strerror}") from error
-            self._waiting.popleft()
-
-    def receive(self) -> bytes | None:
-        """One message; None if there is none now. Raise LinkLost when the other side has gone."""
-        try:
-            data = self._end.recv(MOST_BYTES + 1)
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError as error:
-            raise LinkLost(f"the governor is gone: {error.strerror}") from error
-        if not data:
-            raise LinkLost("the governor is gone")
-        return data
-
-    def close(self) -> None:
-        self._end.close()

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 PROC = Path("/proc")
 _STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugger
 
 
-def stands_still(pid: int) -> bool:
+def stands_still(pid: int, proc: Path = PROC) -> bool:
     """Whether it is stopped now. No, if it is gone."""
+    return state(pid, proc) in _STOPPED
+
+
+def state(pid: int, proc: Path = PROC) -> str:
+    """proc(5), field 3 of stat, of its first thread: "R", "T", "Z"; "" if it is gone."""
     try:
-        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in _STOPPED
+        return (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
+        return ""
+
+
+def is_stop_pending(pid: int, proc: Path = PROC) -> bool:
+    """Whether SIGSTOP was sent to it, and waits: who is frozen by its cgroup stops when that lets it go on."""
+    try:
+        lines = (proc / str(pid) / "status").read_text(errors="replace").splitlines()
+        pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    except (OSError, IndexError, ValueError):
         return False
+    return any(each >> (signal.SIGSTOP - 1) & 1 for each in pending)
 
 
 def holder(lock: Path) -> int | None:

@@ -1,8 +1,9 @@
-"""The sleeper's process, as the governor has it: started with one end of a socket pair, and never waited for.
+"""A child of the governor that acts for it: started with one end of a socket pair, and never waited for.
 
-The sleeper (memscaler/sleep) takes servers, and the machine, down to deeper stages. It is a process of its own, because
-what it needs (HTTP, D-Bus, threads that hang in foreign programs) is nothing for the governor, and because the governor
-has to live on whatever happens there. It ends by itself when the governor's end of the socket closes.
+The sleeper (memscaler/sleep) takes servers, and the machine, down to deeper stages; the arbiter (memscaler/gvm) sets
+what is set on the applications of GPUs. Each is a process of its own, because what it needs (HTTP, D-Bus, calls that
+hang in foreign programs or in the kernel) is nothing for the governor, and because the governor has to live on whatever
+happens there. It ends by itself when the governor's end of the socket closes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from memscaler.daemon.sleeper_words import MOST_BYTES
+from memscaler.daemon.child_words import MOST_BYTES
 
 MOST_WAITING = 1000  # messages that it has not taken: more, and it reads no more
 
@@ -28,38 +29,51 @@ class Unheard(Exception):
     """It does not read what it is told, or its socket is gone."""
 
 
-class SleeperProcess:
-    """Used by the loop's thread. `pidfd` becomes readable when it has died, `fd` when it says something."""
+class ChildProcess:
+    """Used by the loop's thread. `pidfd` becomes readable when it has died, `fd` when it says something.
+
+    urgent: our end of its second socket, which is the taker's to close; None if it has no other, or it was taken.
+    """
 
     def __init__(
-        self, program: Path, runtime_dir: Path, environment: Mapping[str, str], log_format: str, log_level: str
+        self,
+        program: Path,
+        runtime_dir: Path,
+        environment: Mapping[str, str],
+        log_format: str,
+        log_level: str,
+        *,
+        urgent: bool = False,
     ) -> None:
-        """log_format, log_level: as in the settings. Raise OSError if it cannot be started."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MOST_BYTES)
-        self._socket = ours
+        """log_format: json, or console for people. log_level: as in the settings. urgent: with a second socket.
+
+        Raise OSError if it cannot start.
+        """
         self._waiting: deque[bytes] = deque()
-        with theirs:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            self._socket, its = _pair(ours, theirs)
+            ends = [its]
+            self.urgent: socket.socket | None = None
+            if urgent:
+                self.urgent, its = _pair(ours, theirs)
+                ends.append(its)
+            for end in (self._socket, ends[0]):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MOST_BYTES)
+            numbers = [end.fileno() for end in ends]
             # -P: modules come from where memscaler is installed, never from the folder that it was started in
-            what = [str(theirs.fileno()), str(runtime_dir.absolute()), log_format, log_level]
-            command = [sys.executable, "-P", str(program), *what]
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  # our own program, our own interpreter
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    cwd="/",
-                    env={**os.environ, **environment},
-                )
-            except OSError:
-                ours.close()
-                raise
-        self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
-        self.fd = ours.fileno()
+            what = [*map(str, numbers), str(runtime_dir.absolute()), log_format, log_level]
+            self._process = subprocess.Popen(  # noqa: S603  # our own program, our own interpreter
+                [sys.executable, "-P", str(program), *what],
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, **environment},
+            )
+            self.pid = self._process.pid
+            self.pidfd = os.pidfd_open(self.pid)
+            self.fd = self._socket.fileno()
+            ours.pop_all()  # they are kept
 
     @property
     def waiting(self) -> bool:
@@ -121,3 +135,10 @@ class SleeperProcess:
         if code is None:
             return "it goes on"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Our end, which never waits, and theirs."""
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine.setblocking(False)
+    return ours.enter_context(mine), theirs.enter_context(its)

@@ -1,4 +1,4 @@
-"""What the sleeper is shown: the GPUs' states, and of each watched server who was there when."""
+"""What our children are shown: the GPUs' states, and of each watched server who was there when."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ def names_of(settings: Settings) -> dict[int, str]:
 
 def gist(governing: Governing, watching: Watching, now_ns: int) -> object:
     """What is told when it changes: equal to another one if nothing did."""
-    gpus = {uuid: (public_state(gpu), _is_held(gpu.holds, now_ns)) for uuid, gpu in governing.state.gpus.items()}
+    gpus = {uuid: (public_state(gpu), _holds(gpu.holds, now_ns)) for uuid, gpu in governing.state.gpus.items()}
     servers = {each.key: (each.watch.slot, each.gpus, each.found.pids) for each in watching.all}
     return gpus, servers
 
 
 def picture(governing: Governing, watching: Watching, names: Mapping[int, str], now_ns: int, asking: Asking) -> Told:
-    """Everything, as memscaler/sleep/link.py has it."""
+    """Everything, as memscaler/servers/governor_link.py has it."""
     gpus = {
         uuid: {
             "state": str(public_state(gpu)),
             "since_ns": gpu.since_ns,
-            "held": _is_held(gpu.holds, now_ns),
+            "held": bool(_holds(gpu.holds, now_ns)),
+            "holds": _holds(gpu.holds, now_ns),
         }
         for uuid, gpu in governing.state.gpus.items()
     }
@@ -52,8 +53,9 @@ def picture(governing: Governing, watching: Watching, names: Mapping[int, str], 
     return {"at_ns": now_ns, "reason": asking.reason, "gpus": gpus, "servers": servers, "id": asking.id}
 
 
-def _is_held(holds: Mapping[str, int], now_ns: int) -> bool:
-    return any(until_ns > now_ns for until_ns in holds.values())
+def _holds(holds: Mapping[str, int], now_ns: int) -> tuple[str, ...]:
+    """Those that are in force."""
+    return tuple(sorted(owner for owner, until_ns in holds.items() if until_ns > now_ns))
 
 
 def _servers(governing: Governing, watching: Watching, names: Mapping[int, str], asking: Asking) -> Iterator[Told]:
