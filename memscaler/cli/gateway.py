@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -16,6 +15,7 @@ if TYPE_CHECKING:  # heavy; `--help` needs none of it
     from memscaler.config.schema import Settings
     from memscaler.config.stages import Gateway
     from memscaler.config.values import Address
+    from memscaler.sleep.gateway.check import Surroundings
 
 Value = TypeVar("Value")
 METRICS = "127.0.0.1:9824"
@@ -154,22 +154,45 @@ def gateway(
         )
     control = settings.runtime_dir / CONTROL_SOCKET
     if check:
-        _check(gateways, control, as_json=as_json)
+        from memscaler.sleep.gateway.check import Surroundings
+
+        _check(Surroundings(gateways, settings, control, listen or "", str(config or "")), as_json=as_json)
         return
 
     from memscaler.sleep.gateway.run import Order, run
 
     configure(settings.log_format, settings.log_level, os.environ)
+
+    def reread() -> tuple[Gateway, ...]:
+        if one:
+            return (one,)
+        now = read()
+        _tell_doubts(now.gateways, now)
+        return now.gateways
+
+    _tell_doubts(gateways, settings)
     run(
         Order(
             gateways=gateways,
-            reread=lambda: (one,) if one else read().gateways,
+            reread=reread,
             control=control,
             metrics=_metrics(metrics),
             drain_s=_drain_s(drain),
             dry_run=dry_run,
         )
     )
+
+
+def _tell_doubts(gateways: tuple[Gateway, ...], settings: Settings) -> None:
+    """In the log: what hardly anybody wants, and yet works after a fashion."""
+    import structlog
+
+    from memscaler.config.gateway_doubts import doubts_of
+    from memscaler.sleep.gateway.world import name_of
+
+    for each in gateways:
+        for sentence in doubts_of(each, settings):
+            structlog.get_logger().warning("gateway.doubtful", gateway=name_of(each), why=sentence)
 
 
 def _of_flags(described: Mapping[str, object]) -> Gateway:
@@ -213,12 +236,12 @@ def _parsed(flag: str, parse: Callable[[], Value]) -> Value:
         raise UsageError(f"{flag}: {error}", hint="see `memscaler gateway --help`") from error
 
 
-def _check(gateways: tuple[Gateway, ...], control: Path, *, as_json: bool) -> None:
+def _check(around: Surroundings, *, as_json: bool) -> None:
     """Exit code 1 if one of them cannot work."""
     from memscaler.cli.output import print_json, show
     from memscaler.sleep.gateway.check import check
 
-    findings = [check(each, control) for each in gateways]
+    findings = check(around)
     if as_json:
         print_json({"gateways": [finding.document() for finding in findings]})
     else:

@@ -9,12 +9,11 @@ from typing import Any
 
 from memscaler.config import tables
 from memscaler.config.gateway_keys import GATEWAY_KEYS
+from memscaler.config.gateway_loops import ANY, LEADS_ELSEWHERE, leads_back
 from memscaler.config.stages import Gateway
 from memscaler.config.tables import Place
-from memscaler.config.values import Address
 
 TABLE = "gateway"
-_ANY = ("0.0.0.0", "::")  # noqa: S104  # only compared
 _OTHER_WORDS = {"backend": "to", "target": "to", "port": "listen", "timeout": "wait", "health": "ready"}
 
 
@@ -65,29 +64,24 @@ def _together(told: Mapping[str, Any], place: Place) -> list[str]:
             for key in ("no_wake_paths", "ready")
             if told.get(key)
         ]
-    if _is_own(told.get("listen"), told.get("to")):
-        wrong.append(f"{place('to')}: to is where it listens itself")
+    if "listen" in told and "to" in told and leads_back(told["listen"], told["to"]):
+        wrong.append(
+            f"{place('to')}: {told['to']} is where the gateway itself listens ({told['listen']}): {LEADS_ELSEWHERE}"
+        )
     return wrong
 
 
-def _is_own(listen: Address | None, to: Address | None) -> bool:
-    """Whether a gateway would be its own backend, as far as its addresses tell."""
-    if listen is None or to is None or listen.port != to.port or not listen.port:
-        return False
-    return listen.host == to.host or (listen.host in _ANY and is_here(to.host))
-
-
-def is_here(host: str) -> bool:
-    """Whether it is this machine for itself."""
-    return host in ("127.0.0.1", "::1", "localhost")
-
-
 def conflicts(gateways: Collection[Gateway]) -> list[str]:
-    """Sentences: two that listen at the same place, or that have the same name."""
-    problems = []
+    """Sentences: two that listen at the same place, or that have the same name; one that leads to another one."""
+    problems = [
+        f"{each.origin}: {each.to} is where the gateway {door.name or door.listen.port} listens ({door.listen}): "
+        f"{LEADS_ELSEWHERE}"
+        for each, door in itertools.permutations(gateways, 2)
+        if leads_back(door.listen, each.to)
+    ]
     for first, second in itertools.combinations(gateways, 2):
         one, other = first.listen, second.listen
-        met = one.host == other.host or one.host in _ANY or other.host in _ANY
+        met = one.host == other.host or one.host in ANY or other.host in ANY
         if one.port and one.port == other.port and met:
             problems.append(
                 f"{second.origin}: {other} is taken by the gateway in {first.origin}, which listens on {one}"

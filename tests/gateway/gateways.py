@@ -212,9 +212,12 @@ def get(
 
 
 class Governor:
-    """Someone at a control socket: notes what it is asked, and does what the test says: why it refuses, if it does."""
+    """Someone at a control socket: notes what it is asked, and does what the test says: why it refuses, if it does.
 
-    def __init__(self, path: Path, wake: Callable[[list[str]], str | None]) -> None:
+    A text is a refusal; a document is what the governor says of a server that does not come back.
+    """
+
+    def __init__(self, path: Path, wake: Callable[[list[str]], str | dict[str, Any] | None]) -> None:
         self.woken: list[list[str]] = []
         self.sleeping: list[dict[str, Any]] = []
         self._wake = wake
@@ -236,12 +239,14 @@ class Governor:
         head = read_head(connection)
         length = re.search(rb"(?i)content-length: *(\d+)", head)
         body = connection.recv(int(length[1])) if length and int(length[1]) else b"{}"
-        document, status = {"schema": 1, "sleep": {"servers": self.sleeping}}, "200 OK"
+        document: dict[str, Any] = {"schema": 1, "sleep": {"servers": self.sleeping}}
+        status = "200 OK"
         if head.startswith(b"POST /v1/wake "):
             servers = json.loads(body)["servers"]
             self.woken.append(servers)
             if error := self._wake(servers):
-                document, status = {"error": error}, "500 Internal Server Error"
+                document = {"error": error} if isinstance(error, str) else error
+                status = "409 Conflict"
         text = json.dumps(document).encode()
         connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(text), text))
 

@@ -138,3 +138,21 @@ def test_a_slow_load_shows_no_503(tmp_path):
         eventually(is_loading, within_s=30)
         assert get(made.gateway, "/v1/models", timeout_s=60 * patience())[0] == 200
         assert woken.wait(60 * patience()) == 0
+
+
+def test_why_a_server_does_not_come_back_is_told_and_a_repaired_one_is_reached(tmp_path):
+    """Its model is away while it is stopped: a prompt 503 that says so; when the model is there again, an answer."""
+    with chain(tmp_path, llama, 'wait = "9m"\nwake_timeout = "9m"\nwake_pause = "9m"') as made:
+        assert get(made.gateway, "/v1/models")[0] == 200
+        made.until_stopped()
+        there, away = made.supervisor.folder / "tiny.gguf", made.supervisor.folder / "away"
+        there.rename(away)
+        status, fields, body = get(made.gateway, "/v1/models", timeout_s=60 * patience())
+        assert status == 503
+        assert b"chat does not come back" in body
+        assert b": chat cannot be started: model tiny.gguf: no such file" in body
+        assert fields["retry-after"]
+        away.rename(there)
+        eventually(
+            lambda: get(made.gateway, "/v1/models", timeout_s=60 * patience())[0] == 200, within_s=60 * patience()
+        )

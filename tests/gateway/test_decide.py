@@ -2,13 +2,14 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memscaler.sleep.gateway import decide
 from memscaler.sleep.gateway.decide import Act, Admit, GaveUp, Ready, Stalled, Standing, State, Unreachable, Wanted
 
-EVENTS = [Wanted(), Unreachable("no"), Stalled(), Ready(), GaveUp("late")]
+EVENTS = [Wanted(), Unreachable("no"), Stalled(), Ready(), GaveUp("late"), GaveUp("told", 0.1)]
 moments = st.lists(st.tuples(st.sampled_from(EVENTS), st.floats(0, 30)), max_size=40)
 
 
@@ -22,6 +23,14 @@ def test_from_asleep_to_up():
     assert (step.standing.state, step.act) == (State.UP, Act.TELL)
     step = decide.step(step.standing, Stalled(), 4.0)
     assert (step.standing.state, step.act) == (State.ASLEEP, Act.TELL)
+
+
+@pytest.mark.parametrize(("told_after_s", "pause_s"), [(None, 10.0), (0.01, 1.0), (4.0, 4.0), (60.0, 10.0)])
+def test_a_failure_that_was_told_is_tried_again_sooner(told_after_s, pause_s):
+    """After as long as it took to know, between a second and the usual pause."""
+    waking = Standing(State.WAKING)
+    assert decide.step(waking, GaveUp("why", told_after_s), 5.0, 10.0).standing.until_s == 5.0 + pause_s
+    assert decide.step(waking, GaveUp("why", told_after_s), 5.0, 0.0).standing.until_s == 5.0
 
 
 @given(moments)

@@ -42,6 +42,21 @@ def test_in_pieces_it_is_the_same(data, cut):
         assert heads.first_line(data) == early
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("model /srv/models/a.gguf: no such file", "model a.gguf: no such file"),
+        ("(/etc/x.toml) and /run/a/b", "(x.toml) and b"),
+        ("/health is answered with 500", "/health is answered with 500"),
+        ("see http://host/a/b", "see http://host/a/b"),
+        ("it takes 1/2/3", "it takes 1/2/3"),
+    ],
+)
+def test_folders_are_for_the_log(said, told):
+    """Of a file its name is left; paths of the web are as they were."""
+    assert heads.without_folders(said) == told
+
+
 def test_a_refusal():
     """As OpenAI's API has it; whole seconds, at least one; nothing of a reason becomes a header."""
     answer = heads.refusal('no\r\nX: "y"', "failed", 0.2)

@@ -173,30 +173,6 @@ def test_too_few_descriptors(tmp_path):
         del clients
 
 
-def test_a_loop_is_found(tmp_path):
-    """A gateway whose backend is itself says so, to its client too, and ends nothing."""
-    port = free_port()
-    status, text = command("--listen", f"0.0.0.0:{port}", "--to", f"127.0.0.1:{port}")
-    assert status == 2
-    assert "to is where it listens itself" in text
-    # what its address does not tell: this machine, for who connects
-    told = ["--listen", f"0.0.0.0:{port}", "--to", f"127.0.0.2:{port}", "--wait", "3s", "--wake-timeout", "2s"]
-    status, text = command(*told, "--check")
-    assert status == 1
-    assert "is where the gateway itself listens" in text
-    with running(tmp_path, *told) as gateway:
-        with socket.create_connection(("127.0.0.1", port), 20) as client:
-            client.sendall(GET)
-            assert read_head(client).startswith(b"HTTP/1.1 503 ")
-        assert gateway.events("gateway.loop_found")
-        assert len(gateway.events("gateway.loop_found")) < 30
-    with running(tmp_path, *told, "--protocol", "tcp") as gateway:
-        with socket.create_connection(("127.0.0.1", port), 20) as client:
-            client.sendall(GET)
-            assert everything(client) == b""
-        assert gateway.events("gateway.loop_found")
-
-
 def test_where_it_cannot_listen(tmp_path):
     """A sentence, what to do, and exit code 1."""
     with Server(Web()) as server:

@@ -217,6 +217,56 @@ def test_a_governor_that_cannot_is_said_to_be_the_reason(tmp_path):
         assert "no such file" in gateway.events("wake.not_asked")[0]["err"]
 
 
+def stuck(_):
+    """As the governor answers for a server that does not come back."""
+    why = "chat does not come back: chat cannot be started: model /srv/models/chat.gguf: no such file"
+    return {"error": why, "servers": [{"name": "chat", "was": "stop-server", "up": False}]}
+
+
+def test_what_the_governor_knows_is_told_at_once(tmp_path):
+    """A 503 with why, and not the folders of this machine; others are closed; the log has all."""
+    with stage(tmp_path, 'wait = "60s"', wake=stuck) as (_, gateway):
+        began = time.monotonic()
+        status, fields, body = get(gateway, "/")
+        assert status == 503
+        assert time.monotonic() - began < 20
+        assert json.loads(body)["error"]["message"] == (
+            "the server could not be woken: chat does not come back: chat cannot be started: model chat.gguf: no such file"
+        )
+        assert fields["retry-after"] == "15"
+        assert fields["x-memscaler-gateway"] == "failed"
+        assert "/srv/models/chat.gguf" in gateway.events("wake.not_back")[0]["err"]
+        assert gateway.events("wake.failed")[0]["after_s"] < 20
+        with gateway.connect() as client:
+            client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc")  # TLS
+            assert everything(client) == b""
+
+
+def test_a_server_that_was_repaired_is_reached_soon(tmp_path):
+    """The next client after a moment has the governor asked again, long before wake_pause is over, and is held."""
+    repaired = threading.Event()
+
+    def wake(made):
+        if not repaired.is_set():
+            return stuck(made)
+        made.start()
+        return None
+
+    with stage(tmp_path, 'wake_pause = "10m"\nwait = "60s"', wake=wake) as (_, gateway):
+        assert get(gateway, "/")[0] == 503
+        repaired.set()
+        eventually(lambda: get(gateway, "/")[0] == 200, within_s=60)
+
+
+def test_a_server_that_comes_back_by_itself_in_the_pause_is_found(tmp_path):
+    """Nobody wakes it then; but somebody may start it."""
+    with stage(tmp_path, 'wake_timeout = "1s"\nwake_pause = "10m"') as (made, gateway):
+        assert get(gateway, "/")[0] == 503
+        made.start()
+        eventually(lambda: get(gateway, "/")[0] == 200, within_s=60)
+        assert made.governor.woken == [[str(made.port)]]
+
+
 def test_a_wake_that_fails_is_not_tried_for_each_client(tmp_path):
     """Those who wait are told; in the pause nobody is woken; then again."""
     settings = 'wake_timeout = "1s"\nwake_pause = "2s"'

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from memscaler.gpu.journal import Entry
-from tests.systemd import box, servers
+from tests.systemd import box, gateway, servers
 from tests.systemd.box import (
     CONFIG,
     JOURNAL,
@@ -466,6 +466,12 @@ def tight_lines(page: str) -> list[str]:
 SCENARIOS += servers.SCENARIOS
 
 
+# ---- the gateway's unit ---------------------------------------------------------------------------------------------
+
+
+SCENARIOS += gateway.SCENARIOS
+
+
 # ---- setup, on a machine that lives ---------------------------------------------------------------------------------
 
 
@@ -517,6 +523,27 @@ def setup_removed() -> None:
     told = _setup()
     assert f"run     systemctl enable {UNIT}" in told
     assert f"run     systemctl start {UNIT}" in told
+    wait_governing()
+    check_governs(0, 1)
+
+
+@scenario()
+def setup_drop_in() -> None:
+    """With the first [[stage]] table setup grants what stages need, and takes it back with the last one."""
+    usual = show("TimeoutStopUSec")
+    configure(more='[[stage]]\ndo = "stop-server"\nafter = "12h"\n')
+    found = json.loads(run(box.COMMAND, "doctor", "MS-UNIT-01", "--json", check=False).stdout)["checks"]
+    assert any("sleep.conf" in each["seen"] and each["remedy"].endswith(" setup") for each in found), found
+    told = _setup()
+    assert f"run     systemctl restart {UNIT}" in told
+    assert (show("TimeoutStopUSec"), show("NeedDaemonReload")) == ("15min", "no")
+    assert "char-nvidia-uvm rw" in show("DeviceAllow")
+    wait_governing()
+    found = json.loads(run(box.COMMAND, "doctor", "MS-UNIT-01", "--json", check=False).stdout)["checks"]
+    assert not any("sleep.conf" in each["seen"] for each in found), found
+    configure()
+    _setup()
+    assert (show("TimeoutStopUSec"), show("NeedDaemonReload")) == (usual, "no")
     wait_governing()
     check_governs(0, 1)
 

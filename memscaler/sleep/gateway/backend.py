@@ -2,7 +2,7 @@
 
 Whether it is ready is asked after a wake, after an attempt to connect that failed, at the very beginning, and when
 nothing has shown it for a moment. A wake sends packets as long as the machine is silent, asks the governor as long as
-the server is, and looks until both answer, or for wake_timeout.
+the server is, and looks until both answer, for wake_timeout, or until the governor tells that it cannot be.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from memscaler.sleep.gateway import decide, heads, packets
 from memscaler.sleep.gateway.connecting import Connector, Hindered, Unreachable, is_address
 from memscaler.sleep.gateway.counts import Counts
 from memscaler.sleep.gateway.decide import Act, Standing, State
+from memscaler.sleep.gateway.governor import NotBack
 from memscaler.sleep.gateway.world import World, name_of
 
 LOOK_AGAIN_S = 0.25
 LOOK_S = 5.0  # for an answer of the path that says whether it is ready
 BELIEVED_S, CONFIRM_S = 1.0, 1.0  # that it is still ready, without a sign of life; for an answer about that
 ASK_AGAIN_S = 10.0
+LOOK_FAILED_S = 1.0  # while it is left alone: somebody may have brought it back
+LOOP_PAUSE_S, TELL_LOOP_AGAIN_S = 2.0, 3600.0  # a look that comes back takes no time: without a pause it would spin
+LOOP = "the gateway's backend is the gateway itself"
 
 log = structlog.get_logger()
 
@@ -63,6 +67,8 @@ class Backend(Connector):
         self._waiters: set[Callable[[], None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.remembered: dict[str, heads.Remembered] = {}
+        self.is_loop = False  # the last look came back to us
+        self._told_loop_s = float("-inf")
         self.hindrance = ""  # why its governor does not bring it back; the log has the details
         self.log = log.bind(gateway=name_of(gateway))
 
@@ -102,7 +108,8 @@ class Backend(Connector):
     def tell(self, event: decide.Event) -> None:
         """What has happened, or is wanted."""
         before = self.standing
-        step = decide.step(before, event, self._loop.time(), self.gateway.wake_pause_s)
+        pause_s = max(self.gateway.wake_pause_s, LOOP_PAUSE_S * self.is_loop)
+        step = decide.step(before, event, self._loop.time(), pause_s)
         self.standing = step.standing
         if step.standing.state is not before.state:
             self.log.info("backend.changed", state=step.standing.state.value, reason=step.standing.reason)
@@ -139,6 +146,14 @@ class Backend(Connector):
             self.tell(decide.GaveUp("memscaler made a mistake, its log has more"))
 
     # ---- looking ----
+
+    def came_back(self) -> None:
+        """Its address is ours by now: a name may lead elsewhere than at the start. Nobody is held for that."""
+        self.is_loop = True
+        now_s = self._loop.time()
+        if now_s - self._told_loop_s >= TELL_LOOP_AGAIN_S:
+            self._told_loop_s = now_s
+            self.log.error("gateway.loop_found", to=str(self.gateway.to), hint="write another `to`")
 
     def failed(self, reason: str) -> None:
         """To take what was begun."""
@@ -205,10 +220,21 @@ class Backend(Connector):
 
     async def _wake(self, *, is_silent: bool) -> None:
         """is_silent: an attempt to connect has failed a moment ago."""
+        await self._try(is_silent=is_silent)
+        left_alone = self.standing  # if that has failed; in the pause it may come up by itself
+        end_s = 0.0 if self.is_loop else left_alone.until_s - LOOK_FAILED_S
+        while self.standing is left_alone and self._loop.time() < end_s:
+            await asyncio.sleep(LOOK_FAILED_S)
+            begun_s = self._loop.time()
+            look = await self._look()
+            if look.found is _Found.READY and self.standing is left_alone:
+                await self._woke(begun_s, was_asleep=False)
+
+    async def _try(self, *, is_silent: bool) -> None:
         begun_s = self._loop.time()
         end_s = begun_s + self.gateway.wake_timeout_s
         sent, asked_s, counted = 0, float("-inf"), is_silent
-        asking: asyncio.Task[None] | None = None
+        asking: asyncio.Task[decide.GaveUp | None] | None = None
         look = _Look(_Found.SILENT if is_silent else _Found.READY, self.standing.reason)
         try:
             while True:
@@ -221,13 +247,21 @@ class Backend(Connector):
                     if idle and now_s - asked_s >= ASK_AGAIN_S:
                         asked_s = now_s
                         asking = self._loop.create_task(self._ask_governor(end_s - now_s))
+                self.is_loop = False
                 look = await self._look()
+                if self.is_loop:
+                    self.tell(decide.GaveUp(LOOP))
+                    return
                 if look.found is _Found.READY:
                     await self._woke(begun_s, was_asleep=counted)
                     return
                 counted = True
+                told = asking.result() if asking is not None and asking.done() else None
+                if told is not None and look.found in (_Found.SILENT, _Found.REFUSES):
+                    self._failed(told, begun_s)
+                    return
                 if self._loop.time() >= end_s:
-                    self._failed(look.reason)
+                    self._failed(decide.GaveUp(look.reason), begun_s)
                     return
                 await asyncio.sleep(LOOK_AGAIN_S)
         finally:
@@ -246,10 +280,10 @@ class Backend(Connector):
                 if answer is not None:
                     self.remembered[path] = answer
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, gave_up: decide.GaveUp, begun_s: float) -> None:
         self.counts.wakes["failed"] += 1
-        self.log.error("wake.failed", reason=reason, after_s=self.gateway.wake_timeout_s)
-        self.tell(decide.GaveUp(reason))
+        self.log.error("wake.failed", reason=gave_up.reason, after_s=round(self._loop.time() - begun_s, 3))
+        self.tell(gave_up)
 
     async def _send_packet(self, nth: int) -> None:
         if self._dry_run:
@@ -267,17 +301,23 @@ class Backend(Connector):
         self.counts.packets += 1
         self.log.info("wake.packet_sent", mac=self.gateway.mac, to=where, nth=nth)
 
-    async def _ask_governor(self, within_s: float) -> None:
+    async def _ask_governor(self, within_s: float) -> decide.GaveUp | None:
+        """What it knows, if the server does not come back."""
         if self._dry_run:
             self.log.info("wake.would_ask", server=self.gateway.server)
-            return
+            return None
+        asked_s = self._loop.time()
         try:
             await self._governor.wake(self.gateway.server, max(1.0, within_s))
+        except NotBack as error:
+            self.log.warning("wake.not_back", server=self.gateway.server, err=str(error))
+            return decide.GaveUp(heads.without_folders(str(error)), self._loop.time() - asked_s)
         except MemscalerError as error:
             self.hindrance = "its governor could not bring it back"
             self.log.warning("wake.not_asked", server=self.gateway.server, err=str(error))
         else:
             self.hindrance = ""
+        return None
 
     async def server_sleeps(self) -> bool:
         """Whether its server listens, and would be woken by a connection."""

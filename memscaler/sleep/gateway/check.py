@@ -1,14 +1,22 @@
-"""What a gateway would find: whether its backend answers, where its packets would go, and what speaks against it."""
+"""What gateways would find: whether they could listen, whether backends answer, who wakes them, where packets go."""
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from memscaler.config.gateway_doubts import doubts_of
+from memscaler.config.gateway_loops import LEADS_ELSEWHERE
+from memscaler.config.schema import Settings
 from memscaler.config.stages import Gateway
 from memscaler.sleep.gateway import packets
+from memscaler.sleep.gateway.holder import holder_of
+from memscaler.sleep.gateway.known import ask, judge
+from memscaler.sleep.gateway.listening import NEEDS_RIGHT, first_free_port, trouble
+from memscaler.sleep.gateway.loops import loop_of
 from memscaler.sleep.gateway.world import name_of
 
 NEIGHBOURS = Path("/proc/net/arp")
@@ -29,51 +37,74 @@ class Finding:
         return asdict(self)
 
 
-def check(gateway: Gateway, control: Path) -> Finding:
-    """Connects to the backend, and wakes nothing. control: the governor's socket."""
-    problems: list[str] = []
-    warnings: list[str] = []
-    facts: list[str] = []
-    host = _resolved(gateway.to.host)
-    if host is None:
-        problems.append(f"{gateway.to.host} is no name that can be looked up")
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Of the gateways that are checked. control: the governor's socket. listen, config: what the command line says."""
+
+    gateways: tuple[Gateway, ...]
+    settings: Settings
+    control: Path
+    listen: str = ""
+    config: str = ""
+
+
+def check(around: Surroundings) -> list[Finding]:
+    """Connects to the backends, and wakes nothing."""
+    told, silence = ask(around.control) if any(each.server for each in around.gateways) else (None, "")
+    findings = []
+    for gateway in around.gateways:
+        problems: list[str] = []
+        warnings: list[str] = []
+        facts: list[str] = []
+        _check_place(gateway, around, problems, warnings, facts)
+        hosts = _resolved(gateway.to.host)
+        if not hosts:
+            problems.append(f"{gateway.to.host} is no name that can be looked up")
+        elif wrong := loop_of(gateway, around.gateways, hosts):
+            problems.append(f"{wrong}: {LEADS_ELSEWHERE}")
+        else:
+            facts.append(f"{gateway.to}: {_connects(hosts[0], gateway.to.port, gateway.connect_timeout_s)}")
+            if gateway.mac:
+                _check_packets(gateway, hosts[0], warnings, facts)
+        if gateway.server:
+            if silence:
+                warnings.append(f"server {gateway.server} is brought back by nobody: {silence}")
+            wrong, doubt = judge(gateway.server, around.settings, told)
+            problems += [wrong] if wrong else []
+            warnings += [doubt] if doubt else []
+        told_of_it = doubts_of(gateway, around.settings)
+        warnings += told_of_it
+        if not gateway.server and not gateway.mac and not told_of_it:
+            warnings.append("neither server nor mac: the gateway waits for the backend, and wakes nothing")
+        findings.append(Finding(name_of(gateway), tuple(problems), tuple(warnings), tuple(facts)))
+    return findings
+
+
+def _check_place(
+    gateway: Gateway, around: Surroundings, problems: list[str], warnings: list[str], facts: list[str]
+) -> None:
+    """Where it is to listen."""
+    free = first_free_port()
+    if 0 < gateway.listen.port < free:
+        warnings.append(f"listen: {NEEDS_RIGHT.format(free)}")
+    wrong = trouble(gateway.listen)
+    if wrong is None or wrong.number == errno.EACCES:
+        return
+    if wrong.number != errno.EADDRINUSE:
+        problems.append(f"{wrong}: {wrong.hint}")
+        return
+    holder = holder_of(gateway.listen, listen=around.listen, config=around.config)
+    if holder.is_ours:
+        facts.append(f"{gateway.listen}: {holder.who} listens there already")
     else:
-        if leads_back(gateway, host):
-            problems.append(f"{gateway.to} is where the gateway itself listens")
-        answers = _connects(host, gateway.to.port, gateway.connect_timeout_s)
-        facts.append(f"{gateway.to}: {answers}")
-        if gateway.mac:
-            _check_packets(gateway, host, warnings, facts)
-    if gateway.server and not control.exists():
-        warnings.append(f"no governor runs here ({control}): server {gateway.server} is brought back by nobody")
-    if not gateway.server and not gateway.mac:
-        warnings.append("neither server nor mac: the gateway waits for the backend, and wakes nothing")
-    return Finding(name_of(gateway), tuple(problems), tuple(warnings), tuple(facts))
+        problems.append(f"{gateway.listen} is taken by {holder.who}: end that (`ss -ltnp`), or write another `listen`")
 
 
-def leads_back(gateway: Gateway, host: str) -> bool:
-    """Whether the backend, at this address, is the gateway."""
-    if gateway.listen.port != gateway.to.port or not gateway.listen.port:
-        return False
-    listens = gateway.listen.host
-    return listens == host or (listens in ("0.0.0.0", "::", "") and _is_local(host))  # noqa: S104  # compared
-
-
-def _is_local(host: str) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
-
-
-def _resolved(host: str) -> str | None:
+def _resolved(host: str) -> tuple[str, ...]:
     try:
-        return str(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0])
+        return tuple(str(place[0]) for *_, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM))
     except OSError:
-        return None
+        return ()
 
 
 def _connects(host: str, port: int, within_s: float) -> str:

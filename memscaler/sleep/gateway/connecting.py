@@ -81,7 +81,7 @@ class Connector:
             self._prepare(made)
             number = made.connect_ex(address)
             self._ends[made.fileno()] = ends = end_of(made.getsockname()), end_of(address)
-            self._own.add(ends)
+            self._own[ends] = self.came_back
         except BaseException:
             self.close(made)
             raise
@@ -106,9 +106,12 @@ class Connector:
             raise self._trouble(OSError(number, os.strerror(number)))
         return made
 
+    def came_back(self) -> None:
+        """A connection of ours has come in at one of our own doors."""
+
     def close(self, made: socket.socket) -> None:
         """A connection of ours that nobody else has closed."""
-        self._own.discard(self.let_go(made))
+        self._own.pop(self.let_go(made), None)
         self._poller.shut(made)
 
     def let_go(self, made: socket.socket) -> tuple[End, End]:

@@ -17,6 +17,7 @@ from enum import Enum, StrEnum
 
 PACKETS_S = (0.0, 1.0, 2.0, 4.0, 7.0, 12.0)  # a card that is on its way down hears nothing: so more than once
 PACKET_EVERY_S = 10.0
+KNOWN_PAUSE_S = 1.0  # at least, after a wake whose failure the governor has told
 RECHECK_S = 30.0  # so often those who may wake nobody find out whether it came up by itself
 
 
@@ -27,7 +28,7 @@ class State(StrEnum):
     UP = "up"
     ASLEEP = "asleep"  # it did not answer
     WAKING = "waking"
-    FAILED = "failed"  # a wake took too long; the next one begins after the pause
+    FAILED = "failed"  # a wake took too long, or cannot be; the next one begins after the pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """The wake took too long."""
+    """The wake took too long, or the governor has told that it fails: so long after it was asked."""
 
     reason: str
+    told_after_s: float | None = None
 
 
 Event = Wanted | Unreachable | Stalled | Ready | GaveUp
@@ -105,8 +107,9 @@ def step(standing: Standing, event: Event, now_s: float, pause_s: float = 0.0) -
             return Step(Standing(State.ASLEEP, now_s, looked_s=now_s, reason=reason), Act.TELL)
         case Ready() if state is not State.UP:
             return Step(Standing(State.UP, now_s), Act.TELL)
-        case GaveUp(reason) if state is State.WAKING:
-            return Step(Standing(State.FAILED, now_s, now_s + pause_s, now_s, reason), Act.TELL)
+        case GaveUp(reason, told_after_s) if state is State.WAKING:
+            until_s = now_s + pause_after_s(pause_s, told_after_s)
+            return Step(Standing(State.FAILED, now_s, until_s, now_s, reason), Act.TELL)
         case _:
             return Step(standing)
 
@@ -136,6 +139,14 @@ def admit(standing: Standing, now_s: float, *, may_wake: bool, hold: bool, room:
             return Admit.WAKING
         case _:
             return Admit.HOLD if room else Admit.FULL
+
+
+def pause_after_s(wake_pause_s: float, told_after_s: float | None) -> float:
+    """After a wake that has failed. told_after_s: when the governor told why; None: it did not.
+
+    What has failed at once costs little to try again, and the server is to be reached soon after it is repaired.
+    """
+    return wake_pause_s if told_after_s is None else min(wake_pause_s, max(KNOWN_PAUSE_S, told_after_s))
 
 
 def packet_at_s(nth: int) -> float:

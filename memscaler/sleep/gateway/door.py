@@ -14,17 +14,16 @@ import structlog
 
 from memscaler.config.stages import Gateway
 from memscaler.config.values import Address
-from memscaler.core.errors import MemscalerError
 from memscaler.sleep.gateway import decide
 from memscaler.sleep.gateway.backend import Backend
 from memscaler.sleep.gateway.client import Client
 from memscaler.sleep.gateway.counts import Counts
 from memscaler.sleep.gateway.decide import State
+from memscaler.sleep.gateway.listening import listener
 from memscaler.sleep.gateway.relay import ABANDONED_S, Relay, is_stalled, outstanding
 from memscaler.sleep.gateway.visit import Visit, tells_apart
 from memscaler.sleep.gateway.world import End, World, end_of, name_of
 
-BACKLOG = 4096
 AT_ONCE = 64  # clients that are accepted in one turn
 PAUSE_S = 0.2  # of accepting, when descriptors are short
 SWEEP_S = 1.0
@@ -44,7 +43,7 @@ class Door:
         self.relays: set[Relay] = set()
         self._world, self._most = world, most
         self._loop = asyncio.get_running_loop()
-        self._listener: socket.socket | None = _listen(gateway.listen)
+        self._listener: socket.socket | None = listener(gateway.listen)
         self._accepting = self.is_stopping = False
         self._proofs = 0  # relays that live as their backend does
         self._waiting: dict[Relay, float] = {}  # for their connection to the backend, until when
@@ -254,7 +253,7 @@ class Door:
         relay.proves = False
         self.relays.discard(relay)
         self._waiting.pop(relay, None)
-        self._world.own.discard(relay.ends)
+        self._world.own.pop(relay.ends, None)
 
     def ended(self, relay: Relay) -> None:
         """Both its connections are closed."""
@@ -309,27 +308,3 @@ class Door:
 
 def _networks(gateway: Gateway) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return [ipaddress.ip_network(prefix) for prefix in gateway.no_wake_from]
-
-
-def _listen(address: Address) -> socket.socket:
-    """Raise MemscalerError with what to do. `::` is every address, of IPv4 too."""
-    try:
-        flags = socket.AI_PASSIVE
-        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=flags)[0]
-        dual = address.host == "::" and socket.has_dualstack_ipv6()
-        made = socket.create_server(place[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual)
-        # Those who come in inherit all that.
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30)
-    except OSError as error:
-        hints = {
-            errno.EADDRINUSE: "somebody listens there already: `ss -ltnp`",
-            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: AmbientCapabilities= in the unit",
-            errno.EADDRNOTAVAIL: "this machine has no such address (yet?)",
-        }
-        hint = hints.get(error.errno or 0, "write HOST:PORT, as in 0.0.0.0:8080")
-        raise MemscalerError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
-    made.setblocking(False)
-    return made

@@ -16,6 +16,18 @@ MOST_BYTES = 8 << 20
 LOOK_S = 2.0  # so long a status is believed
 
 
+class Refused(MemscalerError):
+    """By the governor. document: its answer."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        super().__init__(f"the governor refuses: {document.get('error', 'no reason given')}")
+        self.document = document
+
+
+class NotBack(MemscalerError):
+    """The governor has tried to bring the server back, and knows why it does not come. The message: why."""
+
+
 class Governor:
     """path: of its control socket. Belongs to one event loop."""
 
@@ -24,15 +36,25 @@ class Governor:
         self._seen: tuple[float, dict[str, Any]] = (float("-inf"), {})
 
     async def wake(self, server: str, timeout_s: float) -> None:
-        """Raise MemscalerError with why it does not."""
-        await self._ask("POST", "/v1/wake", {"servers": [server]}, timeout_s)
+        """Raise MemscalerError with why it does not; NotBack if it cannot now."""
+        try:
+            await self._ask("POST", "/v1/wake", {"servers": [server]}, timeout_s)
+        except Refused as error:
+            tried = error.document.get("servers")
+            if isinstance(tried, list) and any(isinstance(each, dict) and each.get("up") is False for each in tried):
+                raise NotBack(str(error.document.get("error") or "its governor could not bring it back")) from error
+            raise
+
+    async def status(self) -> dict[str, Any]:
+        """What it says of itself. Raise MemscalerError, whose cause is the OSError if nobody can be asked."""
+        return await self._ask("GET", "/v1/status", None, LOOK_S)
 
     async def is_asleep(self, server: str) -> bool:
         """Whether memscaler has put it into a stage. False if nobody can say."""
         now_s = asyncio.get_running_loop().time()
         if now_s - self._seen[0] > LOOK_S:
             try:
-                document = await self._ask("GET", "/v1/status", None, LOOK_S)
+                document = await self.status()
             except MemscalerError:
                 document = {}
             self._seen = (now_s, document)
@@ -55,7 +77,7 @@ class Governor:
         if not isinstance(document, dict):
             raise MemscalerError("the governor broke off its answer")
         if heads.status_of(head + b"\r\n") != HTTPStatus.OK:
-            raise MemscalerError(f"the governor refuses: {document.get('error', 'no reason given')}")
+            raise Refused(document)
         return document
 
     async def _told(self, method: str, route: str, body: bytes) -> bytes:

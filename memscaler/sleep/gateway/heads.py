@@ -58,6 +58,11 @@ class Remembered:
     body: bytes
 
 
+def without_folders(text: str) -> str:
+    """For clients: what a file is called may help them; where this machine keeps it is for the log."""
+    return _FOLDERS.sub("", text)
+
+
 def refusal(message: str, code: str, retry_after_s: float, *, head: bool = False) -> bytes:
     """503, with an error as OpenAI's API has it. head: the request was HEAD, which gets no body."""
     error = {"message": message, "type": "server_error", "param": None, "code": code}
@@ -83,6 +88,7 @@ def request(path: str, host: str) -> bytes:
     return ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode("latin-1")
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/]+/)+(?=[^\s/])")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _KIND = re.compile(rb"(?im)^content-type:[ \t]*([ -~]{1,200}?)[ \t]*\r?$")
 _LENGTH = re.compile(rb"(?im)^content-length:[ \t]*([0-9]{1,9})[ \t]*\r?$")

@@ -21,6 +21,7 @@ from memscaler.config.stages import Gateway
 from memscaler.config.values import Address
 from memscaler.core.errors import ConfigError, MemscalerError
 from memscaler.daemon.notify import Notifier
+from memscaler.sleep.gateway import loops
 from memscaler.sleep.gateway.decide import State
 from memscaler.sleep.gateway.door import Door
 from memscaler.sleep.gateway.governor import Governor
@@ -75,6 +76,7 @@ class _Gateways:
             loop.add_signal_handler(number, self._asked.put_nowait, number)
         self._world = World(poller, Governor(self._order.control), self._order.dry_run)
         metrics = await self._serve_metrics()
+        await loops.refuse(self._order.gateways)
         self._apply(self._order.gateways)
         self._notifier.ready(self._summary())
         log.info("gateway.started", gateways=len(self._doors), dry_run=self._order.dry_run)
@@ -134,6 +136,7 @@ class _Gateways:
             gateways = await asyncio.to_thread(self._order.reread)
             if not gateways:
                 raise ConfigError("no [[gateway]] is left", hint="stop the gateway instead")
+            await loops.refuse(gateways)
             self._apply(gateways)
             log.info("gateway.reloaded", gateways=len(self._doors))
         except MemscalerError as error:

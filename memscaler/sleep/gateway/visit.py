@@ -15,7 +15,7 @@ import structlog
 
 from memscaler.config.stages import Gateway
 from memscaler.sleep.gateway import decide, heads
-from memscaler.sleep.gateway.backend import Backend
+from memscaler.sleep.gateway.backend import LOOP, Backend
 from memscaler.sleep.gateway.client import Client
 from memscaler.sleep.gateway.connecting import Hindered, Unreachable
 from memscaler.sleep.gateway.counts import Counts
@@ -67,9 +67,10 @@ class Visit:
 
     async def run(self) -> tuple[socket.socket, tuple[End, End]] | None:
         """A connection to the backend, and its ends; None if it was refused, or has gone."""
-        if self._client.ends in self._world.own:
-            log.error("gateway.loop_found", to=str(self._host.gateway.to), hint="write another `to`")
-            await self._refuse("loop", "the gateway's backend is the gateway itself")
+        came_back = self._world.own.get(self._client.ends)
+        if came_back is not None:
+            came_back()
+            await self._refuse("loop", LOOP)
             return None
         return await self._passed_on()
 
@@ -183,6 +184,8 @@ class Visit:
         elif admitted is Admit.ASLEEP and isinstance(line, Line) and _key(line) in backend.remembered:
             self._host.counts.refused["remembered"] += 1
             await self._client.refuse(heads.repeated(backend.remembered[_key(line)], head=line.method == "HEAD"))
+        elif admitted is Admit.FAILED and backend.is_loop:
+            await self._refuse("loop", LOOP)
         else:
             await self._refuse(admitted.value, _SENTENCES.get(admitted, f"the server could not be woken: {reason}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +15,16 @@ End = tuple[str, int]  # address and port
 
 @dataclass(slots=True)
 class World:
-    """What all gateways of a process share. own: both ends of connections to backends, by which a loop is known.
+    """What all gateways of a process share.
 
+    own: both ends of connections to backends, by which a loop is known, and whom to tell that one has come back.
     dry_run: nothing is woken.
     """
 
     poller: Poller
     governor: Governor
     dry_run: bool = False
-    own: set[tuple[End, End]] = field(default_factory=set)
+    own: dict[tuple[End, End], Callable[[], None]] = field(default_factory=dict)
 
 
 def end_of(address: Any) -> End:
