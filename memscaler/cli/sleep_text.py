@@ -49,14 +49,23 @@ def _row(server: Entry) -> Sequence[str]:
 
 
 def wake_text(server: Entry) -> str:
-    """How long leaving its stage took in the median; "-" while it is up, or where nobody has measured it."""
-    wakes = [each["wake"] for each in server["stages"] if each["stage"] == server["stage"] and each["wake"]]
-    return seconds(wakes[0]["median_s"]) if wakes else NONE
+    """How long leaving its stage took in the median; while it is up, of the next one, or of the deepest it has been in.
+
+    "-" where nobody has measured it.
+    """
+    known = {each["stage"]: each["wake"] for each in server["stages"] if each["wake"]}
+    if server["stage"]:
+        stage = server["stage"]
+    else:
+        stage = server["next"] if server["next"] in known else next(reversed(known), "")
+    return seconds(known[stage]["median_s"]) if stage in known else NONE
 
 
 def seconds(took_s: float) -> str:
-    """For example "0.4s", "12s", "1m 5s"."""
-    return span(took_s) if took_s >= 9.95 else f"{took_s:.1f}s"  # noqa: PLR2004  # two digits
+    """For example "20ms", "0.4s", "12s", "1m 5s"."""
+    if took_s < 0.0995:  # noqa: PLR2004  # two digits, here and below
+        return f"{took_s * 1000:.0f}ms"
+    return span(took_s) if took_s >= 9.95 else f"{took_s:.1f}s"  # noqa: PLR2004
 
 
 def _about(server: Entry, colour: Paint) -> Iterable[str]:
@@ -108,6 +117,8 @@ def machine_texts(machine: Entry) -> list[tuple[str, str]]:
     if machine["suspends"] or machine["failed"]:
         failed = f", failed {times(machine['failed'])}" if machine["failed"] else ""
         told = f"suspended {times(machine['suspends'])}, asleep for {span(machine['asleep_s'])} in all{failed}"
+        if machine.get("wake"):
+            told += f"; wakes in {seconds(machine['wake']['median_s'])}, servers and all"
         texts.append(("slept:", told + (f"; last: {_clause(machine['last'])}" if machine["last"] else "")))
     return texts
 

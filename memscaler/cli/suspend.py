@@ -114,7 +114,9 @@ def status(runtime_dir: RuntimeDir = None, as_json: Json = False) -> None:
         return
     texts = machine_texts(machine)
     if not machine["wanted"]:
-        texts.insert(0, ("machine:", 'is suspended by `memscaler suspend now` only: no [[stage]] has do = "suspend"'))
+        told = 'is suspended by `memscaler suspend now` only: no [[stage]] has do = "suspend"'
+        texts.insert(0, ("machine:", told))
+        texts += [("now:", f"it cannot be: {plain(why)}") for why in machine["why_not"]]
     show("\n".join(line for label, text in texts for line in labelled(label, text)))
 
 

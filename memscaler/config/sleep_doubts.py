@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memscaler.config.gateway_tables import is_here
+from memscaler.config import gpuctl_doubts
+from memscaler.config.gateway_doubts import doubts_of
 from memscaler.config.schema import Settings
 from memscaler.config.servers import Server
 from memscaler.config.stages import ladder
@@ -13,7 +14,7 @@ from memscaler.core.stages import Stage
 
 def doubts(settings: Settings) -> tuple[str, ...]:
     """Sentences, with the place."""
-    return (*_unreachable(settings), *_misled(settings), *_unused(settings))
+    return (*_unreachable(settings), *_misled(settings), *_unused(settings), *gpuctl_doubts.doubts(settings))
 
 
 def _unreachable(settings: Settings) -> Iterator[str]:
@@ -21,6 +22,7 @@ def _unreachable(settings: Settings) -> Iterator[str]:
     stops = any(rule.stage is Stage.STOP_SERVER for rule in settings.stages)
     if not stops:
         return
+    # of one that leads there and wakes nobody gateway_doubts.py tells
     told = {gateway.server for gateway in settings.gateways} | {
         str(gateway.to.port) for gateway in settings.gateways if not gateway.mac
     }
@@ -47,12 +49,9 @@ def _ends(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _misled(settings: Settings) -> Iterator[str]:
-    """A gateway that asks for one server and connects to another; a stage for a port that nobody watches."""
-    ports = {server.name: server.port for server in settings.servers}
+    """A gateway that does not do what it seems to be for; a stage for a port that nobody watches."""
     for gateway in settings.gateways:
-        port = ports.get(gateway.server)
-        if port is not None and port != gateway.to.port and is_here(gateway.to.host):
-            yield f"{gateway.origin}: {gateway.server} listens on port {port}, and to is {gateway.to}"
+        yield from (f"{gateway.origin}: {sentence}" for sentence in doubts_of(gateway, settings))
     known = {port.partition("@")[0] for _, port in _ends(settings)}
     for rule in () if settings.discover else settings.stages:
         for word in rule.servers:

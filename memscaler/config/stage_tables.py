@@ -64,7 +64,6 @@ def _stage(raw: object, place: Place, problems: list[str]) -> StageRule | None:
     if not isinstance(raw, dict):
         problems.append(f"{place()}: stage: {raw!r} is not a table")
         return None
-    before = len(problems)
     told = tables.read(raw, STAGE_KEYS, place, problems, other_words=_OTHER_WORDS)
     for key, example in (("do", 'do = "server-sleep"'), ("after", 'after = "10m"')):
         if key not in raw:
@@ -74,7 +73,9 @@ def _stage(raw: object, place: Place, problems: list[str]) -> StageRule | None:
         problems += [f"{place(key)}: {sentence}" for key, sentence in _misplaced(stage, raw)]
     if "servers" in told and not told["servers"]:
         problems.append(f"{place('servers')}: servers is empty (leave it out: the stage is for all)")
-    return StageRule(**told, origin=place()) if len(problems) == before else None
+    # What stage it is, when and for whom is all that others have to be compared with: so all is told at once.
+    known = {"stage", "after_s"} <= told.keys() and ("servers" not in raw or told.get("servers"))
+    return StageRule(**told, origin=place()) if known else None
 
 
 def _misplaced(stage: Stage, raw: Mapping[str, object]) -> Iterable[tuple[str, str]]:
@@ -115,16 +116,14 @@ def conflicts(rules: Collection[StageRule]) -> list[str]:
     for first, second in itertools.combinations(rules, 2):
         if first.stage == second.stage and (same := _same(first, second)) is not None:
             problems.append(f"{second.origin}: {first.stage} is there twice{same} (the first is in {first.origin})")
-    if problems:
-        return problems
     names = {name for rule in rules for name in rule.servers}
-    park = [rule for rule in rules if rule.stage is Stage.PARK]
+    park = [rule for rule in rules if rule.stage is Stage.PARK][:1]
     late: dict[tuple[str, str], str] = {}
     for each in [(), *((name,) for name in sorted(names))]:
         for above, below in itertools.pairwise([*park, *ladder(settled(rules), each)]):
             if below.after_s <= above.after_s:
                 late.setdefault((above.origin, below.origin), _too_early(below, above))
-    return list(late.values())
+    return [*problems, *late.values()]
 
 
 def _same(first: StageRule, second: StageRule) -> str | None:

@@ -6,6 +6,8 @@ Exit codes are documented API: 0 ok, 1 failed, 2 usage, 3 daemon not running, 4 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MemscalerError(Exception):
     """Anything memscaler reports to a person: one line that says what is wrong, and a hint that says what to do."""
@@ -17,6 +19,14 @@ class MemscalerError(Exception):
         super().__init__(message)
         if hint is not None:
             self.hint = hint
+
+
+class Failed(MemscalerError):
+    """What was asked has been tried, and has failed. document: what is known of it, for programs."""
+
+    def __init__(self, message: str, *, hint: str | None = None, document: Mapping[str, object] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.document = dict(document or {})
 
 
 class UsageError(MemscalerError):

@@ -66,11 +66,15 @@ class _Server:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What was told so far. sleep: the last report, its totals over all sleepers since the governor started."""
+    """What was told so far. sleep: the last report, its totals over all sleepers since the governor started.
+
+    suspended: the machine's last spell, as long as nobody knows how long its servers took to be back.
+    """
 
     sleep: Sleep = field(default_factory=Sleep)
     servers: Mapping[Key, _Server] = field(default_factory=dict)
     told_machine: MachineSleep = field(default_factory=MachineSleep)
+    suspended: Spell | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,10 @@ def follow(before: Followed, sleep: Sleep, now_unix_s: float) -> tuple[Followed,
                 waiting = {**mine.waiting, ended.stage: ended}
                 sums = {**mine.sums, ended.stage: _longer(mine.sums, ended, now_unix_s)}
                 servers[key] = replace(servers[key], waiting=waiting, sums=sums)
-    machine, more = _follow_machine(before.told_machine, before.sleep.machine, sleep.machine, now_unix_s)
+    machine, suspended, more = _follow_machine(before, sleep.machine, now_unix_s)
     whole = replace(sleep, servers=tuple(shown), machine=machine)
-    return Followed(whole, servers, sleep.machine), News((*spells, *more), tuple(wakes))
+    after = Followed(whole, servers, sleep.machine, suspended)
+    return after, News((*spells, *more.spells), (*wakes, *more.wakes))
 
 
 def _follow_server(mine: _Server, server: SleepingServer, now_unix_s: float) -> tuple[_Server, News]:
@@ -183,17 +188,31 @@ def _sum(sums: StageTotals, more: StageTotals, now: StageTotals) -> StageTotals:
     )
 
 
-def _follow_machine(
-    told: MachineSleep, sums: MachineSleep, now: MachineSleep, now_unix_s: float
-) -> tuple[MachineSleep, list[Spell]]:
-    """told: as the last report had it; sums: over all sleepers."""
-    if now.suspends < told.suspends or now.failed < told.failed or now.asleep_s < told.asleep_s:
+def _follow_machine(before: Followed, now: MachineSleep, now_unix_s: float) -> tuple[MachineSleep, Spell | None, News]:
+    """The sums over all sleepers, the spell whose wake is not known, and what is new."""
+    told, sums, suspended = before.told_machine, before.sleep.machine, before.suspended
+    fell = (now.suspends, now.failed, now.asleep_s, now.left)
+    if any(less < was for less, was in zip(fell, (told.suspends, told.failed, told.asleep_s, told.left), strict=True)):
         told = MachineSleep()
     slept, failed, asleep_s = now.suspends - told.suspends, now.failed - told.failed, now.asleep_s - told.asleep_s
-    spells = []
+    left = now.left - told.left
+    spells, wakes = [], []
     if asleep_s > 0:
-        spells.append(Spell("", 0, "", Stage.SUSPEND, now_unix_s - asleep_s, now_unix_s))
+        suspended = Spell("", 0, "", Stage.SUSPEND, now_unix_s - asleep_s, now_unix_s)
+        spells.append(suspended)
+    for took_s in now.wakes_s[-left:] if left else ():
+        wakes.append(Wake((0, ""), "", Stage.SUSPEND, took_s))
+        if suspended is not None:
+            spells.append(replace(suspended, wake_s=took_s))
+            suspended = None
     if failed:
         spells.append(Spell("", 0, "", Stage.SUSPEND, now_unix_s, now_unix_s, failed=True))
-    suspends, failures = sums.suspends + slept, sums.failed + failed
-    return replace(now, suspends=suspends, failed=failures, asleep_s=sums.asleep_s + asleep_s), spells
+    machine = replace(
+        now,
+        suspends=sums.suspends + slept,
+        failed=sums.failed + failed,
+        asleep_s=sums.asleep_s + asleep_s,
+        left=sums.left + left,
+        wakes_s=now.wakes_s or sums.wakes_s,
+    )
+    return machine, suspended, News(tuple(spells), tuple(wakes))

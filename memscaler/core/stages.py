@@ -52,7 +52,8 @@ class SleepingServer:
     stage: the deepest that it is in, enters or leaves; None while it is up. asleep_by: another manager that has put it
     to sleep while it is up for us, e.g. "llama.cpp" (--sleep-idle-seconds) or "llama-swap".
     next, next_unix_s: the stage that follows if nobody comes, and when. why_not: what keeps it from that, a sentence.
-    note: what an operator should know, a sentence. totals: by stage.
+    missing: nobody serves there, though nothing of it is down. note: what an operator should know, a sentence.
+    totals: by stage.
     """
 
     name: str
@@ -66,6 +67,7 @@ class SleepingServer:
     next: Stage | None = None
     next_unix_s: float | None = None
     why_not: str = ""
+    missing: bool = False
     note: str = ""
     totals: Mapping[Stage, StageTotals] = field(default_factory=dict)
 
@@ -75,7 +77,8 @@ class MachineSleep:
     """The machine's own stage. never: who does not want it to be suspended, and why; until when, None is for ever.
 
     last: how the last one went, e.g. "slept 2 h, woken by its alarm". alarm_unix_s: when it will wake by itself.
-    asleep_s: in all, since the governor started.
+    asleep_s: in all, since the governor started. left, wakes_s: resumes after which every server was back, and the last
+    times that this took, from the resume on.
     """
 
     wanted: bool = False
@@ -90,6 +93,8 @@ class MachineSleep:
     suspends: int = 0
     failed: int = 0
     asleep_s: float = 0.0
+    left: int = 0
+    wakes_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,8 @@ def standing(server: SleepingServer) -> str:
     """How it stands to its stage, in two words: "up", "stop-server", "leaving checkpoint"."""
     stage = server.stage
     match server.rung:
+        case Rung.UP if server.missing:
+            return "not there"
         case Rung.UP:
             return f"asleep by {server.asleep_by}" if server.asleep_by else "up"
         case Rung.DOWN:

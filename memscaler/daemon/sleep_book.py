@@ -61,10 +61,15 @@ class SleepBook:
             self._history.spell(spell)
         for wake in news.wakes:
             self._latencies(wake.key, wake.stage, wake.server).add(wake.seconds)
-            self._log.info("stage.left", server=wake.server, stage=str(wake.stage), wake_s=round(wake.seconds, 3))
+            if wake.stage is Stage.SUSPEND:
+                self._log.info("machine.back", wake_s=round(wake.seconds, 3))
+            else:
+                self._log.info("stage.left", server=wake.server, stage=str(wake.stage), wake_s=round(wake.seconds, 3))
         for server in sleep.servers:
             for stage in server.totals:  # there from the first entry on, so that a rate sees the first wake
                 self._latencies((server.port, server.scope), stage, server.name)
+        if sleep.machine.wanted or sleep.machine.suspends:
+            self._latencies((0, ""), Stage.SUSPEND, "")
         changed = []
         for uuid, state in states.items():
             depth = stage_energy.depth_of(uuid, sleep)

@@ -265,5 +265,5 @@ class Steering:
 
 
 def owner_of(lease: Lease) -> str:
-    """How the governor knows it."""
-    return f"lease:{lease.id}"
+    """How the governor knows it: a pause ends by another command than a hold."""
+    return f"{'pause' if lease.kind == PAUSE else 'lease'}:{lease.id}"

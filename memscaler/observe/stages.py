@@ -33,6 +33,9 @@ def samples(snapshot: Snapshot) -> Iterator[Sample]:
     for server in sleep.servers:
         yield from _of_server(server)
     for each in snapshot.stage_wakes:
+        if each.stage is Stage.SUSPEND:
+            yield "memscaler_suspend_wake_seconds", (), each.wakes
+            continue
         key = (each.server, str(each.port), each.scope or HOST_SCOPE, str(each.stage))
         yield "memscaler_stage_wake_seconds", key, each.wakes
     for gpu in snapshot.gpus:
@@ -70,7 +73,7 @@ def _of_machine(machine: MachineSleep) -> Iterator[Sample]:
     for rung in Rung:
         yield "memscaler_suspend_rung", (str(rung),), machine.rung is rung
     yield "memscaler_suspend_wanted", (), machine.wanted
-    yield "memscaler_suspend_blockers", (), len(machine.why_not)
+    yield "memscaler_suspend_blockers", (), len(machine.why_not) if machine.wanted else 0
     yield "memscaler_suspend_never", (), bool(machine.never)
     yield "memscaler_suspend_alarm_timestamp_seconds", (), machine.alarm_unix_s
     yield "memscaler_suspend_entered_total", (), machine.suspends
@@ -109,17 +112,21 @@ def _server(server: SleepingServer, names: Mapping[str, str], now_unix_s: float)
         "next": server.next and str(server.next),
         "next_in_s": _until(server.next_unix_s, now_unix_s),
         "why_not": server.why_not,
+        "missing": server.missing,
         "note": server.note,
         "stages": [_totals(stage, server.totals[stage]) for stage in OF_SERVERS if stage in server.totals],
     }
 
 
 def _totals(stage: Stage, totals: StageTotals) -> dict[str, Any]:
-    """wake: of the last times, of which a few are kept."""
-    took_s = sorted(totals.wakes_s)
-    wake = {"count": len(took_s), "median_s": rank(took_s, 0.5), "worst_s": took_s[-1]} if took_s else None
     counted = {"entered": totals.entered, "left": totals.left, "failed": totals.failed}
-    return {"stage": str(stage), **counted, "seconds": round(totals.seconds, 1), "wake": wake}
+    return {"stage": str(stage), **counted, "seconds": round(totals.seconds, 1), "wake": _wake(totals.wakes_s)}
+
+
+def _wake(wakes_s: Sequence[float]) -> dict[str, float] | None:
+    """Of the last times, of which a few are kept."""
+    took_s = sorted(wakes_s)
+    return {"count": len(took_s), "median_s": rank(took_s, 0.5), "worst_s": took_s[-1]} if took_s else None
 
 
 def _machine(machine: MachineSleep, now_unix_s: float) -> dict[str, Any]:
@@ -136,6 +143,7 @@ def _machine(machine: MachineSleep, now_unix_s: float) -> dict[str, Any]:
         "suspends": machine.suspends,
         "failed": machine.failed,
         "asleep_s": round(machine.asleep_s, 1),
+        "wake": _wake(machine.wakes_s),
     }
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import structlog
 
 from memscaler.config.stages import StageRule
-from memscaler.core.errors import MemscalerError
 from memscaler.core.stages import Rung, SleepingServer, Stage, StageTotals
 from memscaler.servers.aside import aside
 from memscaler.sleep import ladder, moves
@@ -129,7 +128,7 @@ class Charge:
                 self._begin(self._enter(call, rule))
             case moves.Leave(call, rule, why):
                 log.debug("stage.leaving", server=str(self.server), stage=str(rule.stage), reason=why)
-                self._begin(self._leave(call, rule))
+                self._begin(self._leave(call, rule, why))
 
     def _begin(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -156,7 +155,7 @@ class Charge:
         self._around.journal.add(server, rule, memo)
         self._memos[rule.stage] = memo
 
-    async def _leave(self, call: int, rule: StageRule) -> None:
+    async def _leave(self, call: int, rule: StageRule, why: str) -> None:
         driver, began_s = self._around.drivers.get(rule.stage), _now_s()
         memo = self._memos.get(rule.stage)
         if driver is None or memo is None:
@@ -167,6 +166,9 @@ class Charge:
             self._forget(rule)
             if rule.stage in self._entered:  # else it never was: that is no wake
                 self._entered.discard(rule.stage)
+                if why == ladder.STARTED:
+                    self.post(event)
+                    return  # how long we took says nothing: it was up, or nearly
                 told = self._totals.get(rule.stage, StageTotals())
                 wakes_s = (*told.wakes_s, round(_now_s() - began_s, 3))[-KEPT_WAKES:]
                 self._totals[rule.stage] = replace(told, left=told.left + 1, wakes_s=wakes_s)
@@ -199,6 +201,7 @@ class Charge:
             next=ahead.rule.stage if ahead.rule is not None and resting else None,
             next_unix_s=None if due_s is None else round(now_unix_s - now_s + due_s, 3),
             why_not=ahead.why_not if resting else "",
+            missing=bool(at.missing),
             note=at.said,
             totals=dict(self._totals),
         )
@@ -226,7 +229,7 @@ class Charge:
             if stage not in before.passed:
                 log.info("stage.not_possible", server=name, stage=str(stage), reason=why)
         if at.rung is Rung.STUCK and (before.rung is not Rung.STUCK or at.said != before.said):
-            hint = "it is tried again and again; `memscaler restore` does it without the governor"
+            hint = "it is tried again and again; `memscaler status` tells"
             log.error("stage.stuck", server=name, stage=str(at.stage or ""), err=at.said, hint=hint)
 
 
@@ -248,11 +251,11 @@ def _entering(
         acts = True
         driver.enter(memo, limit)
     except (protocol.Later, protocol.Gone) as error:
-        return moves.NotPossible(call, _said(error), lasting=False)
+        return moves.NotPossible(call, protocol.said(error), lasting=False)
     except protocol.Undone as error:
-        return moves.Undone(call, _said(error), error.for_good)
+        return moves.Undone(call, protocol.said(error), error.for_good)
     except Exception as error:  # noqa: BLE001  # a mistake in a driver is told like any other failure
-        return moves.HalfWay(call, _said(error)) if acts else moves.Undone(call, _said(error))
+        return moves.HalfWay(call, protocol.said(error)) if acts else moves.Undone(call, protocol.said(error))
     return moves.Entered(call)
 
 
@@ -260,17 +263,12 @@ def _leaving(driver: Driver, memo: Mapping[str, Any], rule: StageRule, call: int
     """In a thread."""
     try:
         driver.leave(memo, Call.within(rule.leave_timeout_s))
-    except protocol.Gone:
-        return moves.Left(call)
+    except protocol.Gone as error:
+        # Another process of this server may serve there already, except where its keeper has just said that none does.
+        return moves.Left(call, protocol.said(error) if rule.stage is Stage.STOP_SERVER else "")
     except Exception as error:  # noqa: BLE001  # it is not up, whatever the reason
-        return moves.NotLeft(call, _said(error))
+        return moves.NotLeft(call, protocol.said(error))
     return moves.Left(call)
-
-
-def _said(error: Exception) -> str:
-    if not isinstance(error, MemscalerError):
-        return f"{type(error).__name__}: {error}"
-    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def _now_s() -> float:

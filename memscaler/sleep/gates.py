@@ -17,7 +17,7 @@ from pathlib import Path
 
 from memscaler.config.hours import Window, within
 from memscaler.config.stages import Suspend
-from memscaler.sleep.logind import BusError, Inhibitor, Logind, NoBus, Session
+from memscaler.sleep.logind import BusError, Inhibitor, Logind, NoBus, Session, why_not
 from memscaler.sleep.machine import LOOK_AGAIN_S, Look, Looked
 
 PROC = Path("/proc")
@@ -152,7 +152,7 @@ class Gates:
         try:
             seen = self._seen(rule, look)
         except (NoBus, BusError) as error:
-            return Looked((f"{error}".rstrip("."),))
+            return Looked((why_not(error),))
         except (ValueError, TypeError) as error:
             return Looked((f"what logind says makes no sense: {error}",))
         now_unix_s = time.time()

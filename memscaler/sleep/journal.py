@@ -20,8 +20,8 @@ from urllib.parse import quote
 from memscaler.config.stages import StageRule
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.files import read_own, write_own
+from memscaler.servers.standstill import holder
 from memscaler.sleep.drivers.protocol import Target
-from memscaler.sleep.standstill import holder
 
 FOLDER, LOCK = "sleep", "lock"  # in the runtime directory; in the folder
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -57,6 +57,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0  # between attempts to enter
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts to leave: somebody may be waiting
 NOT_NOW_S = 30.0
 PASSED_S = 600.0  # then a stage that was not possible is asked about again
+STARTED = "it was started, and not by us"  # a reason to come up
+NOBODY = "nobody listens on its port"  # a reason to leave alone what is up by name only
 
 
 def found(held: tuple[StageRule, ...], now_s: float) -> Step:
@@ -73,11 +75,13 @@ def step(at: Standing, event: Event, now_s: float, rules: tuple[StageRule, ...])
             # A watch may end with its server, which is our own doing: nobody has come for it.
             return _rest(at, now_s, rules) if at.phase is Phase.LOOKING else Step(at)
         case Gone():
-            return _up(replace(at, seen=None, wished=None), "nobody watches it any more", now_s)
+            why = "nobody watches it any more"
+            return _up(_refuse(replace(at, seen=None), why), why, now_s)
         case Up(why):
-            return _up(replace(at, quiet_from_s=now_s, wished=None), why, now_s, at_once=True)
+            return _up(_refuse(replace(at, quiet_from_s=now_s), why), why, now_s, at_once=True)
         case End():
-            return _up(replace(at, ending=True, wished=None), "memscaler ends", now_s, at_once=True)
+            why = "memscaler ends"
+            return _up(_refuse(replace(at, ending=True), why), why, now_s, at_once=True)
         case Down():
             return _wished(at, event, now_s, rules)
         case Tick():
@@ -94,16 +98,20 @@ def step(at: Standing, event: Event, now_s: float, rules: tuple[StageRule, ...])
 
 def _seen(at: Standing, sight: Sight, now_s: float, rules: tuple[StageRule, ...]) -> Step:
     before, answers = at.seen, sight.call == at.call and at.phase in (Phase.ARMING, Phase.LOOKING)
+    anew = before is not None and _listens_anew(at, before, sight)
+    at = _heard(at, sight, now_s)
     if before is not None:
         if not sight.pids:
             sight = replace(sight, pids=before.pids)  # a stopped server has none; the next one has others
         elif sight.pids != before.pids:
             at = replace(at, barred={}, passed={})  # what was wrong with the first is no more
         if sight.active_s > before.active_s:
-            at = replace(at, passed={}, wished=at.wished if _forced(at) else None)
+            at = replace(at if _forced(at) else _refuse(at, "a client came"), passed={})
     at = replace(at, seen=sight)
     if at.is_up and at.phase is Phase.RESTING:
         return _rest(at, now_s, rules)
+    if anew and not _forced(at):
+        return _up(at, STARTED, now_s, at_once=True)
     if came := "" if _forced(at) else sight.held or _came(at, sight):
         return _up(at, came, now_s)
     visited = sight.live and at.held and not _forced(at)
@@ -113,6 +121,23 @@ def _seen(at: Standing, sight: Sight, now_s: float, rules: tuple[StageRule, ...]
     if answers:
         return _rest(replace(at, calm_s=sight.at_s, phase=Phase.RESTING), now_s, rules)
     return _rest(at, now_s, rules) if at.phase is Phase.RESTING else Step(at)
+
+
+def _listens_anew(at: Standing, before: Sight, sight: Sight) -> bool:
+    """Somebody else has started what we have stopped: other processes listen than those that we knew."""
+    if at.stage is not Stage.STOP_SERVER or at.phase not in (Phase.RESTING, Phase.STUCK):
+        return False
+    return bool(sight.pids and before.pids) and not set(sight.pids) & set(before.pids)
+
+
+def _heard(at: Standing, sight: Sight, now_s: float) -> Standing:
+    """Whether there is anybody: a server may end while it is up, and one whose pids nobody ever knew may not have."""
+    if sight.pids:
+        since_s = now_s if at.missing else at.since_s
+        return replace(at, missing="", since_s=since_s, listened=at.is_up)
+    if at.listened and at.is_up and at.phase is Phase.RESTING:
+        return replace(at, missing=NOBODY, since_s=now_s, listened=False)
+    return at
 
 
 def _armed(at: Standing, sight: Sight, now_s: float, rules: tuple[StageRule, ...]) -> Step:
@@ -148,6 +173,8 @@ def next_stage(at: Standing, rules: tuple[StageRule, ...]) -> Next:
         return Next()
     if at.seen is None:
         return Next(why_not="it has not been looked at yet")
+    if at.missing:
+        return Next(why_not=at.missing)
     if at.wished is not None and at.wished.rule is not None:
         rules = (at.wished.rule,)
     why_not = ""
@@ -195,10 +222,15 @@ def _wished(at: Standing, wish: Down, now_s: float, rules: tuple[StageRule, ...]
     """An operator's, or a suspend's; not beside what is under way."""
     if at.ending or at.phase is not Phase.RESTING:
         return Step(at)
-    at = replace(at, passed={})
+    at = replace(at, passed={}, refused="")
     if wish.stage is None and wish.rule is None:
         wish = Down(_deeper(at, rules), further=True)
     return _rest(replace(at, wished=wish), now_s, rules)
+
+
+def _refuse(at: Standing, why: str) -> Standing:
+    """The wish, if there is one, comes to nothing."""
+    return at if at.wished is None else replace(at, wished=None, refused=why)
 
 
 def _deeper(at: Standing, rules: tuple[StageRule, ...]) -> Stage | None:
@@ -216,7 +248,8 @@ def _rest(at: Standing, now_s: float, rules: tuple[StageRule, ...]) -> Step:
     ahead = next_stage(at, rules)
     wished = ahead.rule is not None and ahead.ready_s is not None and _is_wished(at, ahead.rule)
     if at.wished is not None and at.wished.rule is None and not wished:
-        at = replace(at, wished=None)  # as deep as it goes, or not now
+        why = ahead.why_not if ahead.rule is None or _is_wished(at, ahead.rule) else ""
+        at = _refuse(at, why)  # as deep as it goes, or not now
         ahead = next_stage(at, rules)
     if at.visit_s is not None and now_s >= at.visit_s + VISIT_S:
         return _ask(at, Phase.LOOKING, now_s)
@@ -286,6 +319,7 @@ def _entered(
         case NotPossible(_, why):
             times = at.failures[stage].times if stage in at.failures else 0
             at = replace(at, failures={**at.failures, stage: Failure(times, now_s + NOT_NOW_S, why)})
+            at = _refuse_operator(at, why)  # else it would be asked again at once, for an operator waits for no pause
         case Undone(_, why, for_good):
             at = _fail(at, stage, why, now_s)
             if for_good:
@@ -297,7 +331,7 @@ def _entered(
 
 def _left(at: Standing, event: Left | NotLeft, now_s: float) -> Step:
     if isinstance(event, Left):
-        return _climb(replace(at, held=at.held[:-1], retries=0, said=""), now_s)
+        return _climb(replace(at, held=at.held[:-1], retries=0, said="", missing=event.missing), now_s)
     pause_s = min(FIRST_RETRY_S * 2.0 ** min(at.retries, 16), LONGEST_RETRY_S)
     since_s = at.since_s if at.retries else now_s
     at = replace(at, phase=Phase.STUCK, due_s=now_s + pause_s, retries=at.retries + 1, said=event.why, since_s=since_s)
@@ -305,12 +339,16 @@ def _left(at: Standing, event: Left | NotLeft, now_s: float) -> Step:
 
 
 def _fail(at: Standing, stage: Stage, why: str, now_s: float) -> Standing:
-    """An operator's wish ends with it; a suspend's is for the suspend to give up."""
+    """Tried again after a pause, which grows."""
     times = at.failures[stage].times + 1 if stage in at.failures else 1
     pause_s = min(FIRST_PAUSE_S * 2.0 ** min(times - 1, 16), LONGEST_PAUSE_S)
-    wished = at.wished if at.wished is not None and at.wished.rule is not None else None
     failures = {**at.failures, stage: Failure(times, now_s + pause_s, why)}
-    return replace(at, failures=failures, said=why, wished=wished)
+    return _refuse_operator(replace(at, failures=failures, said=why), why)
+
+
+def _refuse_operator(at: Standing, why: str) -> Standing:
+    """An operator's wish ends with what goes wrong; a suspend's is for the suspend to give up."""
+    return _refuse(at, why) if at.wished is not None and at.wished.rule is None else at
 
 
 # ---- up again ------------------------------------------------------------------------------------------------------
@@ -330,7 +368,7 @@ def _up(at: Standing, why: str, now_s: float, *, at_once: bool = False) -> Step:
 
 def _climb(at: Standing, now_s: float) -> Step:
     """Leave the deepest; if there is none, it is up."""
-    at = replace(at, visit_s=None, wished=None, entering=None)
+    at = replace(_refuse(at, at.up_for), visit_s=None, entering=None, listened=False)
     if not at.held:
         actions: tuple[Action, ...] = (Disarm(),) if at.armed else ()
         since_s = now_s if at.phase is Phase.LEAVING or not at.is_up else at.since_s

@@ -55,6 +55,12 @@ class NoBus(Unavailable):
     hint = "suspending needs systemd-logind and D-Bus: apt-get install dbus; systemctl status systemd-logind"
 
 
+def why_not(error: NoBus | BusError) -> str:
+    """What keeps the machine up then, and what to do where that is known."""
+    text = str(error).rstrip(".")
+    return f"logind cannot be asked: {text}; {error.hint}" if isinstance(error, NoBus) else text
+
+
 @dataclass(frozen=True, slots=True)
 class Inhibitor:
     """what: "sleep", "sleep:idle" and so on. mode: "block", "block-weak" or "delay"."""
@@ -108,7 +114,8 @@ class Bus:
             address = get_bus("SYSTEM")
             connection = DBusConnection(prep_socket(address, timeout=CONNECT_S))
         except (OSError, RuntimeError, ValueError) as error:
-            raise NoBus(f"the system bus cannot be reached: {error}") from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise NoBus(f"the system bus cannot be reached: {why}") from error
         self._connection = connection
         for each in self._members:
             self._subscribe(connection, *each)

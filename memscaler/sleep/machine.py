@@ -18,9 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from memscaler.sleep.told import span, who
+
 LOOK_AGAIN_S = 15.0  # after a gate was found closed; also the span over which load and traffic are averaged
 PREPARE_LIMIT_S = 1200.0  # stopping and checkpointing have deadlines of their own: this is for what forgets them
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, KEPT_WAKES = 60.0, 3600.0, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,9 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """The servers are back, or will be, by somebody else's doing."""
+    """The servers are back, or will be, by somebody else's doing. all_up: each of them serves."""
+
+    all_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,7 @@ class Standing:
 
     not_before_s: of the next look. looking: Look was said and Looked has not come. request: of an operator, until it is
     refused or over. closed: the gates of the last look. alarm: the one that is set, or is to be set. told: totals.
+    left, wakes_s: resumes after which every server was back, and how long the last of them took.
     """
 
     since: Now
@@ -210,6 +215,8 @@ class Standing:
     suspends: int = 0
     failed: int = 0
     asleep_s: float = 0.0
+    left: int = 0
+    wakes_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +286,9 @@ def _servers(
         case Back() if it.state is State.RETURNING:
             pause_s = FIRST_PAUSE_S * 2.0 ** min(max(it.failures - 1, 0), 16)
             it = replace(it, not_before_s=now.s + min(pause_s, LONGEST_PAUSE_S), closed=(), request=None)
+            if event.all_up and it.since.s == it.awake_s:  # it returns because it has slept
+                wakes_s = (*it.wakes_s, round(now.s - it.awake_s, 3))[-KEPT_WAKES:]
+                it = replace(it, left=it.left + 1, wakes_s=wakes_s)
             return replace(it, state=State.AWAKE, since=now), ()
         case _:
             return it, ()
@@ -323,7 +333,7 @@ def _looked(it: Standing, event: Looked, now: Now) -> tuple[Standing, tuple[Acti
         return replace(it, request=None, not_before_s=now.s + LOOK_AGAIN_S), answer
     alarms = [it.request.wake_unix_s if it.request else None, event.wake_unix_s]
     alarm_unix_s = min((each for each in alarms if each is not None), default=None)
-    by = f"{it.request.by or 'an operator'} wants it" if it.request else "nobody has used a server for long enough"
+    by = f"{who(it.request.by)} wants it" if it.request else "nobody has used a server for long enough"
     return replace(it, state=State.PREPARING, since=now, alarm_unix_s=alarm_unix_s), (*answer, Prepare(by, force))
 
 
@@ -387,12 +397,3 @@ def _due_s(it: Standing, now: Now, policy: Policy) -> float | None:
             return look_s(it, policy)
         case _:
             return None
-
-
-def span(seconds: float) -> str:
-    """A length of time, for people: "2 h 5 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -16,8 +16,8 @@ RUNGS = {
 def document(it: Standing, now: Now, policy: Policy, no_bus: str = "") -> MachineSleep:
     """What is told of it. no_bus: why logind cannot be asked, "" if it can."""
     due_s = None if no_bus else look_s(it, policy)
-    why_not = it.closed
-    if no_bus and policy.after_s is not None and it.state is State.AWAKE:
+    why_not = it.closed if policy.after_s is not None else ()  # else those of a request that is over
+    if no_bus and it.state is State.AWAKE:
         why_not = tuple(dict.fromkeys((*why_not, no_bus)))
     if not why_not and policy.after_s is not None and it.quiet.since_s is None and it.state is State.AWAKE:
         why_not = (it.quiet.why_not,)
@@ -34,4 +34,6 @@ def document(it: Standing, now: Now, policy: Policy, no_bus: str = "") -> Machin
         suspends=it.suspends,
         failed=it.failed,
         asleep_s=round(it.asleep_s, 3),
+        left=it.left,
+        wakes_s=it.wakes_s,
     )

@@ -23,7 +23,8 @@ class Sight:
     """The governor's picture of it. call: of the look or guard that it answers, 0 none. at_s: when it was taken.
 
     parked: every GPU is parked, or cannot be parked at all; else unparked is a sentence. held: why it must be up, "" if
-    nothing does. active_s, touched_s: last work, last touch. pids: who listens.
+    nothing does. holds: those that hold it, as the governor calls them. active_s, touched_s: last work, last touch.
+    pids: who listens.
     """
 
     at_s: float
@@ -36,6 +37,7 @@ class Sight:
     unparked: str = ""
     held: str = ""
     pids: tuple[int, ...] = ()
+    holds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,10 @@ class HalfWay:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """It is up again, as far as this stage goes."""
+    """It is up again, as far as this stage goes. missing: or somebody has taken it away, a sentence; "" if not."""
 
     call: int
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,9 @@ class Standing:
     is counted from there at the earliest. visit_s: since when somebody is connected whom a look will tell from a touch.
     up_for: why it must come up. wished: an operator's, or a suspend's. passed: stages that are not possible, and why;
     at passed_s. barred: those that never will be, with these processes. retries: to leave, in a row.
-    seen: the last picture. said: what went wrong last, a sentence.
+    seen: the last picture. said: what went wrong last, a sentence. refused: why the last wish came to nothing, "" if it
+    did not. listened: somebody has been seen to listen since it came up. missing: why nobody serves there although
+    nothing of it is down, "" if somebody does.
     """
 
     phase: Phase = Phase.RESTING
@@ -218,6 +223,9 @@ class Standing:
     failures: Mapping[Stage, Failure] = field(default_factory=dict)
     seen: Sight | None = None
     said: str = ""
+    refused: str = ""
+    listened: bool = False
+    missing: str = ""
 
     @property
     def stage(self) -> Stage | None:

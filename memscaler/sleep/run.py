@@ -18,8 +18,8 @@ if __name__ == "__main__":  # a checkout that is not installed; otherwise it is 
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it, and nothing here draws with it
 
-from memscaler.observe.log import configure
-from memscaler.sleep.link import Link
+from memscaler.sleep.lines import speak, watch_loop
+from memscaler.sleep.link import Link, encode
 from memscaler.sleep.sleeper import Sleeper
 
 
@@ -29,10 +29,11 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     fd, runtime_dir = int(arguments[0]), Path(arguments[1])
-    configure("json" if arguments[2] == "json" else "console", (*arguments, "info")[3], os.environ)
+    speak(arguments[2], (*arguments, "info")[3])
 
     async def run() -> bool:
-        return await Sleeper(Link(socket.socket(fileno=fd)), runtime_dir).run()
+        watch_loop()
+        return await Sleeper(Link(socket.socket(fileno=fd), encode), runtime_dir).run()
 
     well = asyncio.run(run())
     sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from memscaler.config.stages import StageRule
@@ -33,3 +34,8 @@ def names(words: Iterable[str], server: Target, gpu_names: Mapping[str, str]) ->
 def suspend_rule(rules: Rules) -> StageRule | None:
     """The [[stage]] that suspends the machine."""
     return next((rule for rule in rules.stages if rule.stage is Stage.SUSPEND), None)
+
+
+def names_by_uuid(rules: Rules) -> dict[str, str]:
+    """What people call the GPUs: "gpu0", whatever else a rule calls them."""
+    return {uuid: word for word, uuid in rules.gpu_names.items() if re.fullmatch("gpu[0-9]+", word)}

@@ -10,40 +10,32 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from memscaler.core.stages import MachineSleep, Rung, Sleep, Stage
-from memscaler.daemon.sleeper_words import Done, Guard, Look
+from memscaler.daemon.child_words import Done, Guard, Look
 from memscaler.servers.aside import aside
+from memscaler.servers.governor_link import End, LinkLost, Resumed, Seen
+from memscaler.servers.standstill import stands_still
 from memscaler.sleep import charge as charges
 from memscaler.sleep import moves
+from memscaler.sleep.by_themselves import ByThemselves
 from memscaler.sleep.charge import Charge
 from memscaler.sleep.drivers import make
-from memscaler.sleep.drivers.protocol import Call, Target
+from memscaler.sleep.drivers.protocol import Target
 from memscaler.sleep.ending import machine_is_stopping
+from memscaler.sleep.fitting import told_in_short
 from memscaler.sleep.journal import Journal
 from memscaler.sleep.ladder import MARGIN_S
-from memscaler.sleep.link import (
-    Announced,
-    Do,
-    End,
-    FromSleeper,
-    Link,
-    LinkLost,
-    Resumed,
-    Rules,
-    Seen,
-    ServerSeen,
-    from_governor,
-)
+from memscaler.sleep.link import Announced, Do, FromSleeper, Link, Rules, encode, from_governor
 from memscaler.sleep.looks import Looks
 from memscaler.sleep.machine import BringBack, NotPrepared, Prepare, Quiet
-from memscaler.sleep.scope import rules_for, suspend_rule
-from memscaler.sleep.standstill import stands_still
+from memscaler.sleep.scope import names_by_uuid, rules_for, suspend_rule
+from memscaler.sleep.sight import sight_of
 from memscaler.sleep.suspending import Report, Slept, Suspending
 from memscaler.sleep.voice import Voice
 from memscaler.sleep.wishes import Wishes
@@ -53,9 +45,6 @@ OWN_S = 0.2
 STILL_EVERY_S = 0.5  # while anything sleeps: whether the governor stands still; found twice, it does
 SHORTEST_END_S = 5.0
 SHUTDOWN_S = 20.0  # of the machine: what is asleep ends with it
-LOWEST = frozenset({"parked", "unmanaged"})  # public states: as low as this GPU goes
-FIRST_ASK_S, LONGEST_ASK_S = 30.0, 3600.0  # between questions whether a quiet server sleeps by itself
-ASK_LIMIT_S = 5.0
 
 log = structlog.get_logger()
 
@@ -69,23 +58,23 @@ class Sleeper:
         self._link: Link | None = link
         self._voice = Voice(self._loop, self._send, lambda: self._link is not None)
         base = around or make.Around(runtime_dir)
-        mine = make.Around(base.runtime, self._voice.announced, base.root, base.supervisors)
+        mine = make.Around(base.runtime, self._voice.announced, base.root, base.supervisors, self._refused)
         self.journal = Journal(runtime_dir)
-        self._managers = make.managers(mine)
+        self._alone = ByThemselves(make.managers(mine), self.changed)
         self._around = charges.Around(make.drivers(mine), self.journal, self._arm, self._disarm, self.changed)
         self.charges: dict[str, Charge] = {}
         self.rules = Rules()
+        self.gpu_names: Mapping[str, str] = {}
         self._seen: Seen | None = None
         self._calls: dict[int, tuple[str, int]] = {}
         self.looks = Looks(self._look, self._tell_quiet)
         self._ids = itertools.count(1)
         self._began_s = time.monotonic()
         self._machine = MachineSleep()
-        self._problem = ""
+        self._problem = self._unreachable = ""
         self._soon: asyncio.TimerHandle | None = None
         self._told: Sleep | None = None
         self._quiet: Quiet | None = None
-        self._asks: dict[str, asyncio.Task[None]] = {}
         self._governor = os.getppid()
         self._watch: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -166,7 +155,7 @@ class Sleeper:
                     self._picture(message)
                 self.looks.seen(message.id)
             case Rules():
-                self.rules = message
+                self.rules, self.gpu_names = message, names_by_uuid(message)
                 if self._adopted:
                     self._configure()
             case Do():
@@ -255,7 +244,7 @@ class Sleeper:
                 target = Target(server.key, server.port, server.scope, server.name, charge.server.gpus, server.pids)
             charge.server = target
             charge.configure(rules_for(target, self.rules))
-            charge.post(_sight(server, target, seen, call if server.key == asked else 0))
+            charge.post(sight_of(server, target, seen, call if server.key == asked else 0, self.gpu_names))
             if server.live or server.rang:
                 charge.asleep_by = ""
         there = {server.key for server in seen.servers}
@@ -265,7 +254,7 @@ class Sleeper:
                 if charge.is_gone:
                     charge.close()
                     del self.charges[key]
-        self._ask_quiet_ones()
+        self._alone.look(self.charges)
         self.changed()
 
     def _configure(self) -> None:
@@ -275,30 +264,17 @@ class Sleeper:
         self.suspending.configure(None if suspend is None else suspend.after_s, self.rules.suspend)
         self.changed()
 
-    def _ask_quiet_ones(self) -> None:
-        """Whether they sleep by themselves, or by another manager's doing: seldom, and it wakes nobody."""
-        for key, charge in self.charges.items():
-            at = charge.standing
-            quiet = at.seen is not None and at.seen.parked and not at.seen.live and at.is_up
-            if quiet and charge.rules and key not in self._asks:
-                self._asks[key] = self._loop.create_task(self._ask(key, charge))
+    def _refused(self, sentence: str) -> None:
+        """In a driver's thread: a supervisor may not be asked, or may be again."""
+        with suppress(RuntimeError):  # the loop is over
+            self._loop.call_soon_threadsafe(self._say_unreachable, sentence)
 
-    async def _ask(self, key: str, charge: Charge) -> None:
-        pause_s = FIRST_ASK_S
-        while True:
-            await asyncio.sleep(pause_s)
-            at = charge.standing
-            if self.charges.get(key) is not charge or self._over.is_set():
-                break
-            if at.seen is None or at.seen.live or not at.seen.parked or not at.is_up:
-                charge.asleep_by = ""
-                break
-            by = await aside(partial(self._managers.asleep_by, charge.server, Call.within(ASK_LIMIT_S)))
-            if by != charge.asleep_by:
-                charge.asleep_by = by
-                self.changed()
-            pause_s = min(pause_s * 2, LONGEST_ASK_S)
-        self._asks.pop(key, None)
+    def _say_unreachable(self, sentence: str) -> None:
+        if sentence != self._unreachable:
+            self._unreachable = sentence
+            if sentence:
+                log.warning("sleeper.refused", err=sentence)
+            self.changed()
 
     # ---- the machine ---------------------------------------------------------------------------------------------
 
@@ -359,12 +335,13 @@ class Sleeper:
         if self._adopted:
             self._tell_quiet()
         servers = tuple(charge.report() for _, charge in sorted(self.charges.items()) if not charge.is_gone)
-        told = Sleep(os.getpid(), servers, self._machine, self._problem)
+        problem = "; ".join(filter(None, (self._problem, self._unreachable)))
+        told = Sleep(os.getpid(), servers, self._machine, problem)
         if self._watch is None and any(not charge.standing.is_up for charge in self.charges.values()):
             self._watch = self._loop.create_task(self._watch_governor())
         if told != self._told:
             self._told = told
-            self._send(told)
+            self._send(told_in_short(told, _fits))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -393,27 +370,13 @@ class Sleeper:
         return True
 
 
+def _fits(told: Sleep) -> bool:
+    try:
+        encode(told)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_up(at: moves.Standing) -> bool:
     return at.is_up
-
-
-def _sight(server: ServerSeen, target: Target, seen: Seen, call: int) -> moves.Sight:
-    """What the ladder goes by. A server whose GPUs nobody knows does not go down: who knows what it does."""
-    states = {uuid: seen.gpus[uuid] for uuid in target.gpus if uuid in seen.gpus}
-    held = next((uuid for uuid, gpu in states.items() if gpu.held), None)
-    awake = next((uuid for uuid, gpu in states.items() if gpu.state not in LOWEST), None)
-    why = "" if states else "its GPUs are not known"
-    if awake is not None:
-        why = f"GPU {awake} is {states[awake].state}"
-    return moves.Sight(
-        at_s=seen.at_ns / 1e9,
-        call=call,
-        live=server.live,
-        rang=server.rang,
-        active_s=server.last_activity_ns / 1e9,
-        touched_s=server.last_touch_ns / 1e9,
-        parked=not why,
-        unparked=why,
-        held="" if held is None else f"GPU {held} is held awake",
-        pids=server.pids,
-    )

@@ -39,13 +39,13 @@ import structlog
 
 from memscaler.config.stages import Suspend as SuspendSettings
 from memscaler.core.stages import MachineSleep
+from memscaler.daemon.child_words import Done
 from memscaler.daemon.mailbox import Mailbox
-from memscaler.daemon.sleeper_words import Done
 from memscaler.files import read_own, write_own
 from memscaler.sleep import alarm, logind
 from memscaler.sleep.gates import Gates
 from memscaler.sleep.link import Do
-from memscaler.sleep.logind import Bus, BusError, Logind, NoBus
+from memscaler.sleep.logind import Bus, BusError, Logind, NoBus, why_not
 from memscaler.sleep.machine import (
     Action,
     Allow,
@@ -69,6 +69,7 @@ from memscaler.sleep.machine import (
     step,
 )
 from memscaler.sleep.machine_told import document
+from memscaler.sleep.told import who
 
 SLEPT_S = 0.5  # less may come from reading two clocks one after the other
 SIGNAL_S = 20.0  # for logind's word after the clock has jumped: the driver's own resume comes before it
@@ -215,7 +216,7 @@ class Suspending:
             self._logind.listen()
             self._no_bus, self._bus_missed = "", False
         except (NoBus, BusError) as error:
-            self._no_bus, news = str(error), self._policy.after_s is not None and not self._bus_missed
+            self._no_bus, news = why_not(error), self._policy.after_s is not None and not self._bus_missed
             self._bus_missed = self._bus_missed or news
             level = log.warning if news else log.debug  # it is tried again every few seconds
             level("suspend.no_bus", error=str(error), hint=error.hint)
@@ -260,7 +261,7 @@ class Suspending:
                 self._feed(Wanted(do.wake_unix_s, do.force, do.by))
             case "never":
                 until_s = None if do.for_s is None else now_s + do.for_s
-                reason = (do.reason or "an operator said so") + f" ({do.by})" * bool(do.by)
+                reason = (do.reason or "an operator said so") + f" ({who(do.by)})" * bool(do.by)
                 self._keep_never(Never(reason, until_s))
                 log.info("suspend.never", reason=reason, until_unix_s=until_s)
                 self._feed(Never(reason, until_s))

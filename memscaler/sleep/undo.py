@@ -9,30 +9,34 @@ number of times.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":  # a checkout that is not installed; otherwise it is there already
     sys.path.append(str(Path(__file__).resolve().parents[2]))
+    sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it, and nothing here draws with it
+
+import structlog
 
 from memscaler.core.errors import MemscalerError, PermissionMissing
 from memscaler.core.stages import Stage
-from memscaler.sleep.drivers.protocol import Broken, Call, Driver, Gone
+from memscaler.servers.standstill import stands_still
+from memscaler.sleep.drivers.protocol import Broken, Call, Driver, Gone, said
 from memscaler.sleep.ending import machine_is_stopping
 from memscaler.sleep.journal import Entry, Journal
-from memscaler.sleep.standstill import stands_still
 
 BUDGET_S = 900.0
 LOOK_S, STILL_S = 0.2, 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,34 +153,33 @@ def _bring(entry: Entry, known: Mapping[Stage, Driver], journal: Journal, end_s:
                 journal.take(entry.server, spell.rule)
                 break
             except Broken as error:
-                return Brought(str(entry.server), _stages(entry), _said(error))
+                return Brought(str(entry.server), _stages(entry), said(error))
             except (MemscalerError, OSError) as error:
                 if time.monotonic() + pause_s >= end_s:
-                    return Brought(str(entry.server), _stages(entry), _said(error))
+                    return Brought(str(entry.server), _stages(entry), said(error))
             except Exception as error:  # noqa: BLE001  # a mistake in one driver must not keep the other servers down
-                return Brought(str(entry.server), _stages(entry), f"{type(error).__name__}: {error}")
+                return Brought(str(entry.server), _stages(entry), said(error))
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
     return Brought(str(entry.server), _stages(entry))
 
 
-def _said(error: Exception) -> str:
-    hint = getattr(error, "hint", "")
-    return f"{error} ({hint})" if hint else str(error)
+def main(arguments: list[str]) -> int:
+    """Exit status as of `memscaler restore`. Its lines are of the governor's form, whoever's they are."""
+    from memscaler.sleep.lines import speak
 
-
-def main(arguments: list[str], say: Callable[[str], object] = sys.stderr.write) -> int:
-    """Exit status as of `memscaler restore`."""
+    speak(arguments[1], "info")
     try:
         report = undo(Path(arguments[0]))
         lines, ok = report.lines(), report.ok
     except MemscalerError as error:
         lines, ok = (str(error),), False
     for line in lines:
-        level = "info" if ok else "error"
-        plain = f"memscaler restore: {line}"
-        logged = json.dumps({"level": level, "event": "sleep.undone", "what": line})
-        say(f"{logged if arguments[1] == 'json' else plain}\n")
+        if arguments[1] == "json":
+            (log.info if ok else log.error)("sleep.undone", what=line)
+        else:
+            with suppress(OSError):
+                sys.stderr.write(f"memscaler restore: {line}\n")
     return 0 if ok else 1
 
 

@@ -242,9 +242,9 @@ GATE = '[[gateway]]\nlisten = "0.0.0.0:1"\nto = "127.0.0.1:2"\n'
         ('[[gateway]]\nlisten = "0.0.0.0:1"', 1, "a gateway needs to"),
         ('[[gateway]]\nlisten = "off"\nto = "a:1"', 2, "'off' is no address"),
         ('[[gateway]]\nlisten = "a:1"\nto = "a:0"', 3, "'a:0' is no address"),
-        ('[[gateway]]\nlisten = "a:1"\nto = "a:1"', 3, "to is where it listens itself"),
-        ('[[gateway]]\nlisten = "0.0.0.0:8081"\nto = "127.0.0.1:8081"', 3, "to is where it listens itself"),
-        ('[[gateway]]\nlisten = "[::]:8081"\nto = "localhost:8081"', 3, "to is where it listens itself"),
+        ('[[gateway]]\nlisten = "a:1"\nto = "a:1"', 3, "is where the gateway itself listens"),
+        ('[[gateway]]\nlisten = "0.0.0.0:8081"\nto = "127.0.0.1:8081"', 3, "is where the gateway itself listens"),
+        ('[[gateway]]\nlisten = "[::]:8081"\nto = "localhost:8081"', 3, "is where the gateway itself listens"),
         (GATE + 'mac = "00:11"', 4, "'00:11' is no hardware address"),
         (GATE + 'secure_on = "hush"', 4, "secure_on: it is a password of six bytes"),
         (GATE + 'wake_to = "192.0.2.255"', 4, "wake_to belongs to a machine that is woken"),
@@ -272,6 +272,65 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, text, line, words):
     assert problem.startswith(f"{file}:{line}: ")
     assert words in problem
     assert "hush" not in problem
+
+
+WRONG = """[[stage]]
+after = "1h"
+do = "stop-server"
+servers = ["chta"]
+idle_afterr = "3s"
+
+[[gateway]]
+listen = "0.0.0.0:9080"
+to = "127.0.0.1:8080"
+server = "nobody"
+
+[[stage]]
+after = "10s"
+do = "server-sleep"
+program = "/x"
+
+[[stage]]
+after = "3h"
+do = "checkpoint"
+
+[[stage]]
+after = "30m"
+do = "stop-server"
+
+[[stage]]
+after = "4h"
+do = "stop-server"
+levle = 1
+
+[suspend]
+users = "no"
+
+[[watch]]
+port = "no"
+"""
+
+
+def test_everything_that_is_wrong_is_told_at_once_in_the_order_of_the_file(tmp_path):
+    """So one goes through the file once; a table with one mistake is compared with the others all the same."""
+    file = tmp_path / "config.toml"
+    file.write_text(WRONG)
+    problems = examine({}, {}, file).problems
+    told = [(int(each.removeprefix(f"{file}:").partition(":")[0]), each.partition(": ")[2]) for each in problems]
+    assert [line for line, _ in told] == sorted(line for line, _ in told)
+    for line, words in (
+        (1, "no [[server]] is called chta"),
+        (5, "unknown key 'idle_afterr'"),
+        (7, "no [[server]] is called nobody"),
+        (12, "server-sleep after 10s has to come after parking"),
+        (15, "program is for checkpoint"),
+        (21, "stop-server after 30m has to come after checkpoint"),
+        (25, "stop-server is there twice"),
+        (28, "unknown key 'levle'"),
+        (31, "'no' is none of any"),
+        (34, "port"),
+    ):
+        assert any(at == line and words in sentence for at, sentence in told), (line, words, problems)
 
 
 def test_a_flag_says_when_gpus_are_parked(config):
@@ -355,7 +414,15 @@ STOP = '[[stage]]\nafter = "1h"\ndo = "stop-server"\n'
     [
         (CHAT + STOP, ["once chat is stopped no [[gateway]] brings it back"]),
         (CHAT + STOP + "servers = [9000]\n[[watch]]\nport = 9000\n", ["port 9000 is stopped"]),
-        (CHAT + STOP + '[[gateway]]\nlisten = "a:1"\nto = "127.0.0.1:8081"\n', []),
+        (
+            CHAT + STOP + '[[gateway]]\nlisten = "a:1"\nto = "127.0.0.1:8081"\n',
+            ['stops chat, and this gateway wakes nobody: write server = "chat"'],
+        ),
+        (
+            CHAT + STOP + '[[gateway]]\nlisten = "0.0.0.0:8081"\nto = "127.0.0.1:8082"\nserver = "8081"\n',
+            ["port 8081 is that of server chat"],
+        ),
+        (CHAT + STOP + '[[gateway]]\nlisten = "10.0.0.1:8081"\nto = "127.0.0.1:8081"\nserver = "chat"\n', []),
         (CHAT + STOP + '[[gateway]]\nlisten = "a:1"\nto = "web:80"\nserver = "chat"\n', []),
         (
             CHAT + STOP + '[[gateway]]\nlisten = "a:1"\nto = "127.0.0.1:82"\nserver = "chat"\n',

@@ -77,3 +77,12 @@ def test_standing():
     ]
     assert all(every)
     assert max(map(len, every)) <= 21
+
+
+def test_the_wakes_of_the_machine_are_a_metric_of_their_own(snapshot):
+    """They are of no server, and no port."""
+    (wakes,) = snapshot.stage_wakes
+    mine = dataclasses.replace(wakes, port=0, server="", stage=Stage.SUSPEND)
+    text = render(dataclasses.replace(snapshot, stage_wakes=(mine,)))[0].decode()
+    assert "memscaler_suspend_wake_seconds_count " in text
+    assert "memscaler_stage_wake_seconds_count{" not in text

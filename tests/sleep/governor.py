@@ -17,8 +17,10 @@ from typing import Any
 import memscaler.sleep.run
 from memscaler.config.stages import StageRule, Suspend
 from memscaler.core.stages import Rung, Sleep, SleepingServer
-from memscaler.daemon.sleeper_words import Announce, Done, Forget, Guard, Look, read
-from memscaler.sleep.link import Announced, Do, End, FromGovernor, GpuSeen, Rules, Seen, ServerSeen, encode
+from memscaler.daemon.child_words import Done, Guard, Look
+from memscaler.daemon.sleeper_words import Announce, Forget, read
+from memscaler.servers.governor_link import End, GpuSeen, Seen, ServerSeen
+from memscaler.sleep.link import Announced, Do, FromGovernor, Rules, encode
 from tests.asked import short_folder
 from tests.patience import patience
 from tests.servers.bench import eventually
@@ -34,7 +36,7 @@ class Governor:
         self, runtime_dir: Path, *rules: StageRule, suspend: Suspend | None = None, **environment: str
     ) -> None:
         self.runtime_dir = runtime_dir
-        self.rules = Rules(rules, suspend or Suspend())
+        self.rules = Rules(rules, suspend or Suspend(), {"gpu0": GPU})
         self.gpus: dict[str, GpuSeen] = {GPU: GpuSeen("parked")}
         self.servers: dict[str, ServerSeen] = {}
         self.guarded: dict[str, bool] = {}

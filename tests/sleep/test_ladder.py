@@ -481,6 +481,56 @@ def test_a_stage_by_name_is_that_stage_or_none():
     assert world.at.wished is None
 
 
+@pytest.mark.parametrize(("wish", "how"), [(Down(), "later"), (Down(Stage.SERVER_SLEEP), "later"), (Down(), "fail")])
+def test_an_operators_wish_that_comes_to_nothing_is_over_and_says_why(wish, how):
+    """It is not tried again without a pause until the end of time."""
+    world = quiet_world(parked=False)
+    world.post(wish)
+    world.answer_look()
+    world.end_call(how)
+    assert world.at.phase is Phase.RESTING
+    assert world.at.wished is None
+    assert world.at.refused == {"later": "not now", "fail": "failed"}[how]
+    world.log.clear()
+    world.settle(seconds=1000)
+    assert world.log == []
+    world.post(wish)
+    assert world.at.refused == "", "another try, with an end of its own"
+    assert world.arms
+
+
+def test_an_operators_wish_is_called_off_by_a_client_who_is_named():
+    """Not by what may be so just then besides."""
+    world = quiet_world(parked=False)
+    world.post(Down())
+    world.connect()
+    world.settle()
+    assert world.at.refused == "a client came"
+
+
+def test_what_nobody_is_left_to_bring_back_is_up_by_name_only():
+    """An operator has stopped it while it slept: it says so until it listens again, and nothing is tried with it."""
+    world = quiet_world(rules=(STOP,))
+    world.settle(seconds=301)
+    assert world.really == [Stage.STOP_SERVER]
+    world.pids = ()
+    world.see()
+    world.post(Up("wanted"))
+    world.really.clear()
+    world.post(Left(world.calls.pop().call, "stopped by an operator"))
+    assert world.at.is_up
+    assert world.at.missing == "stopped by an operator"
+    world.log.clear()
+    world.settle(seconds=1000)
+    assert world.log == []
+    assert ladder.next_stage(world.at, world.rules).why_not == "stopped by an operator"
+    world.pids = (9,)
+    world.see()
+    assert world.at.missing == ""
+    world.settle(seconds=1000)
+    assert world.really == [Stage.STOP_SERVER]
+
+
 def test_an_operators_wish_does_not_wait_for_a_client_to_go():
     """It is answered, not remembered."""
     world = quiet_world()
@@ -544,7 +594,10 @@ def test_after_the_end_nothing_is_entered():
 
 # ---- everything that can happen --------------------------------------------------------------------------------------
 
-EVENTS = ("connect", "leave", "tick", "look", "ok", "fail", "half", "not", "hold", "free", "up", "end", "gone", "wish")
+EVENTS = (
+    *("connect", "leave", "tick", "look", "ok", "fail", "half", "not", "later"),
+    *("hold", "free", "up", "end", "gone", "wish"),
+)
 
 
 def happen(world: World, what: str) -> bool:  # noqa: C901  # one table
@@ -558,7 +611,7 @@ def happen(world: World, what: str) -> bool:  # noqa: C901  # one table
             world.tick()
         case "look" if world.arms and world.at.phase in (Phase.ARMING, Phase.LOOKING):
             world.answer_look()
-        case "ok" | "fail" | "half" | "not" if world.calls:
+        case "ok" | "fail" | "half" | "not" | "later" if world.calls:
             world.end_call(what)
         case "hold" if not world.held:
             world.held = "held"
@@ -591,6 +644,8 @@ def promises(world: World) -> None:
         assert len(world.calls) == 1
     else:
         assert not world.calls
+    if at.phase is Phase.RESTING:
+        assert at.wished is None or at.wished.rule is not None, "an operator's wish is remembered, and never answered"
     if at.phase is Phase.STUCK:
         assert at.due_s is not None, "never tried again"
     if at.is_up and at.phase is Phase.RESTING:

@@ -16,21 +16,12 @@ from memscaler.config.hours import parse_windows
 from memscaler.config.stages import StageRule, Suspend
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.core.stages import MachineSleep, Rung, Sleep, SleepingServer, Stage, StageTotals
-from memscaler.daemon.sleeper_words import MOST_BYTES, Announce, Done, Guard, Look, read
+from memscaler.daemon.child_words import MOST_BYTES, Done, Guard, Look
+from memscaler.daemon.sleeper_words import Announce, read
+from memscaler.servers.governor_link import MOST_WAITING, GpuSeen, LinkLost, Seen, ServerSeen
 from memscaler.sleep.drivers.protocol import Target
 from memscaler.sleep.journal import Journal
-from memscaler.sleep.link import (
-    MOST_WAITING,
-    Do,
-    GpuSeen,
-    Link,
-    LinkLost,
-    Rules,
-    Seen,
-    ServerSeen,
-    encode,
-    from_governor,
-)
+from memscaler.sleep.link import Do, Link, Rules, encode, from_governor
 from memscaler.sleep.scope import names, rules_for
 
 RULE = StageRule(stage=Stage.CHECKPOINT, after_s=1800.0, servers=("chat",), program="/opt/cuda-checkpoint")
@@ -124,7 +115,7 @@ def test_a_link_keeps_what_cannot_be_sent_and_never_waits():
     """The other side may stand still."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        link = Link(ours)
+        link = Link(ours, encode)
         sent = 0
         while not link.waiting:
             link.send(Look(sent))

@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 
 from memscaler.config.stages import StageRule, Suspend
+from memscaler.core.plain import to_plain
 from memscaler.core.stages import Rung, Stage
+from memscaler.daemon.child_words import Guard
 from memscaler.daemon.guardian import Guardian
+from memscaler.servers.governor_link import GpuSeen
 from memscaler.sleep import undo
-from memscaler.sleep.link import GpuSeen
+from memscaler.sleep.link import Do
+from tests.patience import patience
 from tests.servers.bench import REPOSITORY, alive, eventually, free_port
 from tests.servers.steered import steered
 from tests.sleep.governor import GPU, governor
@@ -83,7 +87,7 @@ def test_no_sleep_while_a_gpu_is_awake_and_it_says_so(with_vllm):
     made.gpus[GPU] = GpuSeen("awake")
     made.start()
     told = made.until(server.port, lambda each: each.why_not)
-    assert told.why_not == f"GPU {GPU} is awake"
+    assert told.why_not == "gpu0 is awake"
     assert told.next is Stage.SERVER_SLEEP
     made.gpus[GPU] = GpuSeen("parked")
     made.show("parked")
@@ -275,6 +279,42 @@ def test_operators_wake_and_put_to_sleep(with_vllm):
     assert "is used" in made.ask("sleep", str(server.port)).error
 
 
+def test_who_puts_a_held_server_to_sleep_is_told_which_hold_to_end(with_vllm):
+    """And what it is called that is held, as people call it."""
+    made, server = with_vllm
+    made.gpus[GPU] = GpuSeen("held", held=True, holds=("lease:ab12", "never_park"))
+    made.start()
+    made.until_up(server.port)
+    refused = made.ask("sleep", str(server.port))
+    assert not refused.ok
+    assert refused.error.endswith("gpu0 is held awake")
+    assert "`memscaler unhold --id ab12`" in refused.hint
+    assert "never_park" in refused.hint
+    assert "resume" not in refused.hint
+    made.gpus[GPU] = GpuSeen("held", held=True, holds=("pause:cd34",))
+    made.show("paused")
+    eventually(lambda: "`memscaler resume`" in made.ask("sleep", str(server.port)).hint, what=made.said)
+    assert "unhold" not in made.ask("sleep", str(server.port)).hint
+
+
+def test_a_report_about_hundreds_of_servers_is_told_in_short(with_vllm):
+    """It is longer than a message may be; what is asleep is told as ever, and that it is short."""
+    made, server = with_vllm
+    made.start()
+    made.until_down(server.port, Stage.SERVER_SLEEP)
+    quiet = {"gpus": ["other"], "last_activity_ns": 0, "pids": [1]}
+    many = [{"key": str(port), "port": port, **quiet} for port in range(20_000, 20_600)]
+    mine = {**to_plain(made.servers[str(server.port)]), "guarded": True}
+    gpus = {GPU: {"state": "parked"}, "other": {"state": "cooling"}}
+    seen = {"at_ns": time.monotonic_ns(), "gpus": gpus, "servers": [*many, mine]}
+    made._socket.send(json.dumps({"seen": seen}, separators=(",", ":")).encode())
+    eventually(lambda: "too many servers" in made.told[-1].problem, what=made.said)
+    told = made.server(server.port)
+    assert (told.rung, told.stage) == (Rung.DOWN, Stage.SERVER_SLEEP)
+    assert len(made.told[-1].servers) > 300
+    assert "sleeper.not_told" not in made.said()
+
+
 def test_a_message_that_makes_no_sense_is_refused_and_the_rest_is_heard(with_vllm):
     """The link is checked; the sleeper goes on."""
     made, server = with_vllm
@@ -326,6 +366,92 @@ def test_a_quiet_server_is_stopped_and_started_when_the_gateway_asks(described):
     assert done.ok, done.error
     assert answers(port)
     assert supervisor.server("chat")["state"] == "ready"
+
+
+def test_who_puts_a_server_to_sleep_whose_supervisor_is_gone_is_told_at_once(described):
+    """It was tried again without a pause, and nobody was ever told."""
+    made, supervisor, port = described
+    made.rules = replace(made.rules, stages=(replace(STOP, after_s=10_000.0),))
+    made.start()
+    made.until_up(port)
+    supervisor.kill()
+    refused = made.ask("sleep", "chat")
+    assert not refused.ok
+    assert refused.error.startswith(f"chat is not asleep: no supervisor that answers runs chat on port {port}")
+    assert "memscaler servers list" in refused.error
+    asked = len([each for each in made.heard if isinstance(each, Guard) and each.on])
+    time.sleep(2)
+    assert len([each for each in made.heard if isinstance(each, Guard) and each.on]) == asked
+    assert made.server(port).rung is Rung.UP
+
+
+def test_what_is_as_deep_as_it_goes_is_asleep(described):
+    """Whoever wants it asleep has it so."""
+    made, _, port = described
+    made.start()
+    made.until_down(port, Stage.STOP_SERVER)
+    for words in (("chat",), ()):
+        done = made.ask("sleep", *words)
+        assert done.ok, done.error
+        assert done.document["servers"] == [{"name": "chat", "stage": "stop-server"}]
+
+
+def test_a_server_that_an_operator_has_stopped_is_not_said_to_be_awake(described):
+    """While it slept. Whoever wakes it is told how to have it back, as often as they ask."""
+    made, supervisor, port = described
+    made.start()
+    made.until_down(port, Stage.STOP_SERVER)
+    made.change(port, pids=())
+    assert supervisor.ask("stop", "chat").returncode == 0
+    for _ in range(2):
+        done = made.ask("wake", "chat")
+        assert not done.ok
+        assert "stopped by an operator" in done.error
+        assert "memscaler servers start chat" in done.error
+    assert "stopped by an operator" in made.until(port, lambda each: each.why_not).why_not
+    refused = made.ask("sleep", "chat")
+    assert not refused.ok
+    assert "stopped by an operator" in refused.error
+    assert supervisor.ask("start", "chat").returncode == 0
+    made.change(port, pids=(supervisor.until("chat", "ready")["pid"],))
+    made.until_down(port, Stage.STOP_SERVER)
+    assert made.ask("wake", "chat").ok
+
+
+def test_a_server_that_ended_while_it_was_up_is_not_about_to_sleep(described):
+    """With its supervisor: nobody listens there."""
+    made, _, port = described
+    made.rules = replace(made.rules, stages=(replace(STOP, after_s=10_000.0),))
+    made.start()
+    made.until(port, lambda each: each.next is Stage.STOP_SERVER)
+    made.change(port, pids=())
+    told = made.until(port, lambda each: each.why_not)
+    assert told.why_not == "nobody listens on its port"
+    assert told.next is None
+    made.change(port, pids=(os.getpid(),))
+    made.until(port, lambda each: each.next is Stage.STOP_SERVER)
+
+
+@pytest.mark.parametrize("wakes", [False, True])
+def test_a_supervisor_that_is_killed_and_started_again_brings_its_server_back_by_itself(described, wakes):
+    """Noticed when others listen there than before, also by one that tries to wake it in growing pauses."""
+    made, supervisor, port = described
+    made.start()
+    made.until_down(port, Stage.STOP_SERVER)
+    made.change(port, pids=())
+    supervisor.kill()
+    if wakes:
+        made.say(Do(99, "wake", ("chat",)))
+        made.until(port, lambda each: each.rung is Rung.STUCK)
+        time.sleep(4)  # the next attempts are 4 s, 8 s and so on later
+    supervisor.begin()
+    pid = supervisor.until("chat", "ready")["pid"]
+    began_s = time.monotonic()
+    made.change(port, pids=(pid,))
+    told = made.until_up(port)
+    assert time.monotonic() - began_s < 3 * patience()
+    assert told.totals[Stage.STOP_SERVER].wakes_s == ()
+    assert answers(port)
 
 
 SUSPEND = Suspend(servers="stop-server", users="ignore", ssh=False, cpu_load=0.0, network_bytes_per_s=0.0)

@@ -231,3 +231,27 @@ def kill_at_once(governor):
     """Governor and sleeper; the guardian is left."""
     os.kill(sleeper(governor), signal.SIGKILL)
     governor.process.kill()
+
+
+def test_a_stage_that_comes_with_a_reload_says_that_it_may_not_ask_the_supervisor(tmp_path, monkeypatch):
+    """A governor without stages gives up the right that it would need; a restart has it again."""
+    with steered() as made:
+        port = free_port()
+        made.describe({"name": "chat", "command": made.small("--port", port), "port": port, "gpus": []})
+        made.begin()
+        made.until("chat", "ready")
+        (made.folder / "memscaler-servers").symlink_to("run")
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(made.folder))
+        text = f"""[[server]]\nname = "chat"\ncommand = "x --port {port}"\nport = {port}\ngpus = ["gpu0"]\n"""
+        stage = '[[stage]]\ndo = "stop-server"\nafter = "500ms"\n'
+        with whole(tmp_path, text=text) as governor:
+            change(governor, text, stage + text)
+
+            def problem():
+                return (json.loads(told(governor, "status", "--json").stdout)["sleep"] or {}).get("problem", "")
+
+            said = eventually(problem, within_s=30)
+            assert "memscaler may not ask the supervisor in" in said
+            assert "so chat cannot be stopped: restart memscaler" in said
+            assert "memscaler may not ask" in " ".join(told(governor, "status").stdout.split())
+            assert made.server("chat")["state"] == "ready"

@@ -19,7 +19,7 @@ from jeepney import new_method_call
 
 from memscaler.config.stages import Suspend
 from memscaler.core.stages import MachineSleep, Rung
-from memscaler.daemon.sleeper_words import Done
+from memscaler.daemon.child_words import Done
 from memscaler.sleep.link import Do
 from memscaler.sleep.logind import MANAGER, Bus, Logind
 from memscaler.sleep.machine import Back, BringBack, Prepare, Prepared, Quiet

@@ -127,6 +127,25 @@ def test_wrong_arguments(governor, arguments, text):
     assert text in done.stderr
 
 
+@pytest.mark.parametrize("wanted", ["suspend", ""])
+def test_without_a_bus_status_names_logind_and_what_to_do(server, tmp_path, wanted):
+    """Whether a stage suspends the machine, or only an operator could."""
+    config = tmp_path / "config.toml"
+    stages = f'idle_after = "1h"\n[[stage]]\nafter = "2h"\ndo = "{wanted or "server-sleep"}"\n'
+    config.write_text(stages + watch_table(server, "gpu0"))
+    nowhere = {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/none"}
+    with governing(tmp_path / "run", "a40", "--config", str(config), env=nowhere) as found:
+
+        def told():
+            return " ".join(suspend(found, "status").stdout.split())
+
+        eventually(lambda: "logind cannot be asked: the system bus cannot be reached" in told(), within_s=60)
+        text = told()
+        assert "systemctl status systemd-logind" in text
+        assert "Errno" not in text
+        assert ("`memscaler suspend now` only" in text) is (not wanted)
+
+
 def test_no_daemon(tmp_path):
     """Exit code 3, as with every command that asks it."""
     command = [sys.executable, "-m", "memscaler", "suspend", "status", "--runtime-dir", str(tmp_path)]

@@ -32,10 +32,10 @@ from memscaler.sleep.machine import (
     Suspend,
     Tick,
     Wanted,
-    span,
     step,
 )
 from memscaler.sleep.machine_told import document
+from memscaler.sleep.told import span
 
 WALL_S = 1_700_000_000.0
 POLICY = Policy(after_s=100.0, timeout_s=60.0, min_awake_s=120.0)
@@ -123,6 +123,24 @@ def test_resume_begins_the_time_awake():
     world.s += 30.0
     world.feed(Back())
     assert world.due_s == world.s - 30.0 + POLICY.min_awake_s
+
+
+def test_how_long_it_took_until_every_server_was_back():
+    """From the resume on; not where one did not come back, nor where the machine never slept."""
+    world = World()
+    for all_up, took_s in ((True, 30.0), (False, 40.0), (True, 12.5)):
+        world.s += 1000.0
+        world.down()
+        world.feed(Resumed(3600.0))
+        world.s += took_s
+        world.feed(Back(all_up=all_up))
+    assert (world.document.left, world.document.wakes_s) == (2, (30.0, 12.5))
+    world.s += 1000.0
+    world.down()
+    world.feed(Refused("no"))
+    world.s += 5.0
+    world.feed(Back())
+    assert world.document.left == 2
 
 
 def test_failures_make_the_pauses_grow():

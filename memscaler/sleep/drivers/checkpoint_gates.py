@@ -6,18 +6,20 @@ https://github.com/NVIDIA/cuda-checkpoint (its README and issues #25, #27, #56),
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from memscaler.config.gpuctl import Gvm
+from memscaler.gvm.errors import Gone
+from memscaler.gvm.tree import Entry, Tree
 from memscaler.kernel.processes import Processes
 
 FIRST_DRIVER = 570
 FIRST_WITH_IPC = 610
 MACHINES = frozenset({"x86_64"})
 UNIFIED = "GGML_CUDA_ENABLE_UNIFIED_MEMORY"
-GVM = Path("sys/kernel/debug/nvidia-uvm/processes")
+DEBUGFS = "sys/kernel/debug"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,16 @@ def _has(pid: int, processes: Processes) -> bool:
 
 
 def managed(pids: frozenset[int], root: Path) -> frozenset[int]:
-    """Those with memory on GVM's account (gvm-nvidia-driver-modules: gvm_debugfs.c); none where there is no GVM."""
-    return frozenset(pid for pid in pids if _managed_bytes(root / GVM / str(pid)) > 0)
+    """Those with memory on GVM's account, by whichever of their threads; none where there is no GVM.
+
+    One whose account cannot be read has some.
+    """
+    tree = Tree(Gvm(root=root / DEBUGFS))
+    return frozenset(entry.pid for entry in tree.entries(pids) if _is_managed(tree, entry))
 
 
-def _managed_bytes(folder: Path) -> int:
-    total = 0
-    with contextlib.suppress(OSError):
-        for board in folder.iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                total += int((board / "memory.current").read_text())
-    return total
+def _is_managed(tree: Tree, entry: Entry) -> bool:
+    try:
+        return tree.reading(entry).memory_current_bytes != 0
+    except Gone:  # it has left that GPU
+        return False

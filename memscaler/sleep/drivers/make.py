@@ -13,7 +13,7 @@ from memscaler.sleep.drivers.protocol import Announce, Driver, unannounced
 from memscaler.sleep.drivers.room import Room
 from memscaler.sleep.drivers.server_sleep import ServerSleep
 from memscaler.sleep.drivers.stop_server import StopServer
-from memscaler.sleep.drivers.supervisors import Folders, Supervisors, usual_folders
+from memscaler.sleep.drivers.supervisors import Folders, Refused, Supervisors, quietly, usual_folders
 from memscaler.sleep.drivers.talk import Talk
 from memscaler.sleep.drivers.units import Units
 
@@ -22,13 +22,15 @@ from memscaler.sleep.drivers.units import Units
 class Around:
     """Of the process that uses drivers. runtime: where locks are kept, the same for all of ours on this machine.
 
-    root: where the system is. supervisors: the runtime directories of those that may run.
+    root: where the system is. supervisors: the runtime directories of those that may run. refused: told, in a thread,
+    when one of them may not be asked, and "" when it may.
     """
 
     runtime: Path
     announce: Announce = unannounced
     root: Path = Path("/")
     supervisors: Folders = usual_folders
+    refused: Refused = quietly
 
 
 def drivers(around: Around) -> Mapping[Stage, Driver]:
@@ -38,7 +40,7 @@ def drivers(around: Around) -> Mapping[Stage, Driver]:
     made: tuple[Driver, ...] = (
         ServerSleep(talk, managers, room),
         Checkpoint(around.runtime, managers, room, around.root),
-        StopServer(Supervisors(around.supervisors), Units(talk), managers),
+        StopServer(Supervisors(around.supervisors, around.refused), Units(talk), managers),
     )
     return {driver.stage: driver for driver in made}
 

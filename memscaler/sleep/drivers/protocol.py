@@ -65,6 +65,13 @@ class Gone(StageError):
     """That process is no more, or an operator has taken the server away: nothing is left to leave."""
 
 
+def said(error: Exception) -> str:
+    """What an operator is told of it: with the hint, if it is one of ours; with its kind, if it is not."""
+    if not isinstance(error, MemscalerError):
+        return f"{type(error).__name__}: {error}"
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
 class NotAnnounced(Exception):
     """The governor could not announce a connection of ours."""
 

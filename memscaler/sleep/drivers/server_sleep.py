@@ -5,7 +5,11 @@ with VLLM_SERVER_DEV_MODE=1 and effective only with --enable-sleep-mode. Before 
 it (illegal memory access: vllm-project/vllm #15483, #28714); since #34528 the scheduler is paused first, and a request
 that comes too early waits until the server is awake. So older ones are refused.
 
-After level 2 the weights must be read again between waking the memory for them and that for the cache.
+The order after level 2 is vLLM's own, "Online Serving" in that document: /wake_up?tags=weights, then /collective_rpc
+with reload_weights, then /wake_up?tags=kv_cache; /is_sleeping stays true until both are awake. Between the first and
+the last no request may run, for there is no cache yet: 0.22 let it, and it ended the server (#44395; mended by #44483,
+which was still under review on 2026-06-17, when 0.23 was out; 0.25 is the first release of which we are sure). We wake
+because somebody comes, so level 2 is refused before that.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from memscaler.sleep.drivers.protocol import (
 )
 from memscaler.sleep.drivers.talk import POLL_S, Answer, Door, Talk, door_of, why
 
-FIRST_SAFE = (0, 17)
+FIRST_SAFE = {1: (0, 17), 2: (0, 25)}  # by level
 _FREES_AT_LEAST = 0.1  # of what its processes had on the GPUs; vLLM itself says 0.9
 _SETTLES_S = 10.0  # the answer to /sleep may come before it sleeps
 _ENABLED = ("--enable-sleep-mode", "--enable_sleep_mode")
@@ -59,7 +63,7 @@ class ServerSleep:
         if not rule.force and (owner := self._managers.owner(server, call)):
             return owner
         door = door_of(server)
-        if reason := self._version(server, door, call):
+        if reason := self._version(server, rule.level, door, call):
             return reason
         asleep = self._is_sleeping(door, call)
         if isinstance(asleep, str):
@@ -126,7 +130,7 @@ class ServerSleep:
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
-    def _version(self, server: Target, door: Door, call: Call) -> str:
+    def _version(self, server: Target, level: int, door: Door, call: Call) -> str:
         try:
             text = str(self._talk.get(door, "/version", call.until_s).document().get("version", ""))
         except (OSError, NotAnnounced) as error:
@@ -134,8 +138,11 @@ class ServerSleep:
         found = re.match(r"v?(\d{1,4})\.(\d{1,4})", text)
         if found is None:
             return f"{server} does not tell its version; below vLLM 0.17 a request would end it while it sleeps"
-        if (int(found[1]), int(found[2])) < FIRST_SAFE:
+        version = int(found[1]), int(found[2])
+        if version < FIRST_SAFE[1]:
             return f"{server} is vLLM {text}: below 0.17 a request that comes while it sleeps ends it"
+        if version < FIRST_SAFE[level]:
+            return f"{server} is vLLM {text}: below 0.25 a request that comes while it wakes from level 2 may end it"
         return ""
 
     def _is_sleeping(self, door: Door, call: Call, *, at_any_rate: bool = False) -> bool | str:

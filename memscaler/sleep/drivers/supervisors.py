@@ -15,7 +15,13 @@ from memscaler.sleep.drivers.protocol import Call, Gone, Later, Look, Memo, Stuc
 from memscaler.sleep.drivers.talk import LONGEST_PROBE_S, POLL_S, Answer, ask_unix, why
 
 Folders = Callable[[], Iterable[Path]]
+Refused = Callable[[str], None]  # a sentence; "": it is over
 _AT_REST = (ServerState.STOPPED, ServerState.FAILED)
+_MEND = (
+    "restart memscaler, which gives up that right for good if it is started without a [[stage]], or start it as a "
+    "member of the group of that socket"
+)
+_START = "start memscaler-servers, or that supervisor, again; `memscaler servers list` tells"
 ASLEEP = "asleep"  # how the reason begins of what we have stopped
 _REASON = f"{ASLEEP} until its next client; `memscaler wake` starts it"
 
@@ -25,13 +31,18 @@ def usual_folders() -> Iterable[Path]:
     return [folder for folder, _ in places.runtime_dirs()]
 
 
+def quietly(_sentence: str) -> None:
+    """Nobody is told."""
+
+
 class Supervisors:
     """One way to stop a server, of those in stop_server.py."""
 
     BY: ClassVar[str] = "supervisor"
 
-    def __init__(self, folders: Folders = usual_folders) -> None:
-        self._folders = folders
+    def __init__(self, folders: Folders = usual_folders, refused: Refused = quietly) -> None:
+        """refused: told when a supervisor may not be asked, which an operator has to mend."""
+        self._folders, self._tell_refused = folders, refused
 
     def possible(self, server: Target, call: Call) -> str:
         _, report = self._find(server, call)
@@ -63,18 +74,20 @@ class Supervisors:
     def start(self, memo: Memo, call: Call) -> None:
         now = self._state(memo, call, Stuck)
         if now == ServerState.DISABLED:
-            raise Gone(f"{memo['name']} has been disabled by an operator")
+            raise Gone(f"{memo['name']} has been disabled by an operator", hint=_enable(memo))
         if now == ServerState.READY:
             return
         if now == ServerState.STOPPED and not self.look(memo, call).text.startswith(ASLEEP):
-            raise Gone(f"{memo['name']} has been stopped by an operator, or has ended by itself")
+            what_to_do = f"memscaler servers start {memo['name']}"
+            raise Gone(f"{memo['name']} has been stopped by an operator, or has ended by itself", hint=what_to_do)
         if now in (*_AT_REST, ServerState.STOPPING):
             self._ask(memo, "start", call, Stuck)
         while (now := self._state(memo, call, Stuck)) != ServerState.READY:
             if now == ServerState.FAILED:
-                raise Stuck(f"{memo['name']} cannot be started: {self._report(memo, call)['reason']}")
+                reason = str(self._report(memo, call)["reason"]).removeprefix("cannot be started: ")
+                raise Stuck(f"{memo['name']} cannot be started: {reason}")
             if now == ServerState.DISABLED:
-                raise Gone(f"{memo['name']} has been disabled by an operator")
+                raise Gone(f"{memo['name']} has been disabled by an operator", hint=_enable(memo))
             _wait(call, f"{memo['name']} is not ready yet")
 
     def look(self, memo: Memo, call: Call) -> Look:
@@ -94,18 +107,23 @@ class Supervisors:
 
     def _find(self, server: Target, call: Call) -> tuple[Path, dict[str, Any]]:
         """The supervisor that runs what listens there: one of another user may have a server of the same name."""
-        found, refused = [], ""
+        found, refused = [], None
         for folder in self._folders():
             with suppress(OSError):
                 try:
                     answer = _ask(folder / places.SOCKET, "GET", "/v1/servers", call)
                 except PermissionError:  # root without its rights, and not of the socket's group, as the unit's is
-                    refused = f"; the one in {folder} may not be asked: start memscaler as a member of its group"
+                    refused = folder
                     raise
                 found += [(folder, each) for each in _reports(answer) if each["name"] == server.name]
         mine = [each for each in found if _listens(each[1], server)]
+        if not mine and refused is not None:
+            why = f"memscaler may not ask the supervisor in {refused}, so {server.name} cannot be stopped"
+            self._tell_refused(f"{why}: {_MEND}")
+            raise Later(why, hint=_MEND)
         if not mine:
-            raise Later(f"no supervisor that answers runs {server.name} on port {server.port}{refused}")
+            raise Later(f"no supervisor that answers runs {server.name} on port {server.port}", hint=_START)
+        self._tell_refused("")
         return mine[0]
 
     def _report(self, memo: Memo, call: Call) -> dict[str, Any]:
@@ -122,15 +140,15 @@ class Supervisors:
         try:
             return str(self._report(memo, call)["state"])
         except OSError as error:
-            raise doubt(f"the supervisor of {memo['name']} does not answer: {why(error)}") from error
+            raise doubt(f"the supervisor of {memo['name']} does not answer: {why(error)}", hint=_START) from error
         except Later as error:
-            raise doubt(str(error)) from error
+            raise doubt(str(error), hint=error.hint) from error
 
     def _ask(self, memo: Memo, verb: str, call: Call, doubt: type[Later | Stuck], **more: str) -> None:
         try:
             answer = _ask(Path(memo["socket"]), "POST", f"/v1/{verb}", call, {"servers": [memo["name"]], **more})
         except OSError as error:
-            raise doubt(f"the supervisor of {memo['name']} does not answer: {why(error)}") from error
+            raise doubt(f"the supervisor of {memo['name']} does not answer: {why(error)}", hint=_START) from error
         if not answer.ok:
             said = answer.document().get("error") or f"status {answer.status}"
             raise doubt(f"the supervisor refuses to {verb} {memo['name']}: {said}")
@@ -138,6 +156,10 @@ class Supervisors:
 
 def _ask(path: Path, method: str, route: str, call: Call, body: dict[str, object] | None = None) -> Answer:
     return ask_unix(path, method, route, min(call.until_s, time.monotonic() + 4 * LONGEST_PROBE_S), body)
+
+
+def _enable(memo: Memo) -> str:
+    return f"memscaler servers enable {memo['name']}"
 
 
 def _reports(answer: Answer) -> list[dict[str, Any]]:

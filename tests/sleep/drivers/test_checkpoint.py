@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memscaler.sleep.drivers import cuda
-from memscaler.sleep.drivers.checkpoint_gates import Facts, driver_major, refusal
+from memscaler.sleep.drivers.checkpoint_gates import Facts, driver_major, managed, refusal
 from memscaler.sleep.drivers.protocol import Broken, Gone, Later, Stuck, Undone, Where
 from tests.servers.bench import eventually
 from tests.sleep.drivers.benches import NAMED, PYTHON, REPOSITORY, Cuda, Started, wait_gone, within
@@ -150,6 +150,36 @@ def test_gvm(bench, tmp_path):
     assert refused(bench, root) == ""
     (folder / "memory.current").write_text("4096\n")
     assert "GVM" in refused(bench, root)
+    (folder / "memory.current").write_text("?\n")
+    (folder / "memory.limit").write_text("1\n")
+    assert "GVM" in refused(bench, root), "what cannot be read is no nothing"
+    (folder / "memory.current").unlink()
+    (folder / "memory.limit").unlink()
+    assert refused(bench, root) == "", "it has left that GPU meanwhile"
+
+
+def test_gvm_by_another_thread(tmp_path):
+    """GVM calls a process by the thread that began with CUDA (A3)."""
+    go, ready = threading.Event(), threading.Event()
+    tids = []
+
+    def work():
+        tids.append(threading.get_native_id())
+        ready.set()
+        go.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert ready.wait(60)
+        folder = tmp_path / f"sys/kernel/debug/nvidia-uvm/processes/{tids[0]}/0"
+        folder.mkdir(parents=True)
+        (folder / "memory.current").write_text("4096\n")
+        assert managed(frozenset({os.getpid()}), tmp_path) == {os.getpid()}
+        assert managed(frozenset({1}), tmp_path) == frozenset()
+    finally:
+        go.set()
+        thread.join()
 
 
 def test_not_enough_memory(bench, tmp_path):

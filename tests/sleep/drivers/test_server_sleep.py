@@ -1,5 +1,6 @@
 """The stage server-sleep, against a fake vLLM: a real HTTP server that behaves as vLLM's documents and issues say."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -106,6 +107,43 @@ def test_level_2_reads_its_weights_again(vllm, driver):
         "POST /wake_up?tags=kv_cache",
     ]
     assert server.complete() == "hello"
+
+
+@pytest.mark.parametrize("version", ["0.17.0", "0.22.1", "0.24.0"])
+def test_level_2_is_refused_where_a_waiting_request_would_end_the_server(vllm, driver, version):
+    """vllm-project/vllm#44395: between the weights and the cache its scheduler goes on. Level 1 wakes at once."""
+    server = vllm(ON, FAKE_VERSION=version)
+    why = driver.possible(server.target, rule(Stage.SERVER_SLEEP, level=2), within())
+    assert f"is vLLM {version}: below 0.25" in why
+    assert driver.possible(server.target, RULE, within()) == ""
+    memo = driver.prepare(server.target, rule(Stage.SERVER_SLEEP, level=2), within())
+    driver.enter(memo, within())
+
+    def come():
+        with contextlib.suppress(OSError):  # it ends over it
+            server.complete()
+
+    client = threading.Thread(target=come, daemon=True)
+    client.start()
+    eventually(lambda: "POST /v1/completions" in server.calls())
+    with pytest.raises(Gone, match="ended when it was woken"):
+        driver.leave(memo, within())
+
+
+def test_a_request_that_waits_while_level_2_wakes_is_answered_right(vllm, driver):
+    """It came while there was nothing: it is kept until weights and cache are there, in vLLM's own order."""
+    server = vllm(ON, FAKE_VERSION="0.25.0")
+    deep = rule(Stage.SERVER_SLEEP, level=2)
+    assert driver.possible(server.target, deep, within()) == ""
+    memo = driver.prepare(server.target, deep, within())
+    driver.enter(memo, within())
+    answers: list[str] = []
+    client = threading.Thread(target=lambda: answers.append(server.complete()))
+    client.start()
+    eventually(lambda: "POST /v1/completions" in server.calls())
+    driver.leave(memo, within())
+    client.join(60)
+    assert answers == ["hello"]
 
 
 def test_level_2_after_a_death_half_way(vllm, driver, tmp_path):
