@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 UNIT = "memscaler.service"
+GATEWAY = "memscaler-gateway.service"
 ASK_S = 3.0
 
 
@@ -23,6 +24,12 @@ def has_tools() -> bool:
 def active_state(unit: str = UNIT) -> str:
     """For example "active"; "" if it does not say."""
     return _ask("systemctl", "show", "--property=ActiveState", "--value", unit)
+
+
+def main_pid(unit: str = UNIT) -> int:
+    """Of its process; 0 if it has none, or systemd does not say."""
+    told = _ask("systemctl", "show", "--property=MainPID", "--value", unit)
+    return int(told) if told.isdigit() else 0
 
 
 def version() -> int:

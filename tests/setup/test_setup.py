@@ -350,3 +350,41 @@ def test_supervisors_of_described_servers(image):
     assert not wants.exists()
     assert not list(image.at("etc").rglob("memscaler*"))
     assert "memscaler" not in image.at("etc/passwd").read_text() + image.at("etc/group").read_text()
+
+
+SLEEP = "etc/systemd/system/memscaler.service.d/sleep.conf"
+STAGE = '\n[[stage]]\ndo = "stop-server"\nafter = "1h"\n'
+
+
+def test_a_drop_in_that_a_configuration_needs(image):
+    """It comes with the first [[stage]] table and goes with the last; a removal takes it away, too."""
+    image.good("--discover")
+    before = image.at(CONFIG).read_text()
+    assert not image.at(SLEEP).exists()
+    image.at(CONFIG).write_text(before + STAGE)
+    assert any(f"write   {image.at(SLEEP)} (needed by [[stage]] tables)" in line for line in image.good())
+    assert image.at(SLEEP).read_bytes() == (systemd_dir() / "memscaler.sleep.conf").read_bytes()
+    done = subprocess.run(["systemd-analyze", "verify", image.at(UNIT)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert image.good()[-1] == "nothing to do"
+    image.at(CONFIG).write_text(before)
+    assert any(line.startswith(f"remove  {image.at(SLEEP)}") for line in image.good())
+    assert not image.at(SLEEP).exists()
+    image.at(CONFIG).write_text(before + STAGE)
+    image.good()
+    image.good("--remove")
+    assert not image.at(SLEEP).exists()
+
+
+def test_a_drop_in_of_the_operator(image):
+    """Kept, unless it is to be replaced; also one that setup wrote and somebody has changed."""
+    image.good("--discover")
+    with image.at(CONFIG).open("a") as file:
+        file.write(STAGE)
+    image.at(SLEEP).parent.mkdir(parents=True, exist_ok=True)
+    for text in ("[Service]\nTimeoutStopSec=2h\n", "[Service]\nTimeoutStopSec=3h\n"):
+        image.at(SLEEP).write_text(text)
+        assert f"note: {image.at(SLEEP)} is kept as it is (--force replaces it)" in image.good()
+        assert image.at(SLEEP).read_text() == text
+        image.good("--force")
+        assert image.at(SLEEP).read_bytes() == (systemd_dir() / "memscaler.sleep.conf").read_bytes()

@@ -11,6 +11,7 @@ from memscaler.config.render import literal, sample
 from memscaler.core.errors import MemscalerError
 from memscaler.core.watch import HOST
 from memscaler.daemon import systemd
+from memscaler.daemon.setup.drop_ins import DropIn
 from memscaler.daemon.setup.manifest import Manifest
 from memscaler.files import write_own
 
@@ -20,7 +21,7 @@ PAUSES = f"{UNIT}.d/pauses.conf"
 PAUSES_SINCE = 254  # RestartSteps=
 USERS = "etc/sysusers.d/memscaler.conf"
 SERVERS, SERVERS_OF = "memscaler-servers.service", "memscaler-servers@.service"  # the second for a user's own servers
-GATEWAY = "memscaler-gateway.service"
+GATEWAY = systemd.GATEWAY
 WANTS = "etc/systemd/system/multi-user.target.wants"  # WantedBy= of the units
 WANTED = f"{WANTS}/{systemd.UNIT}"
 CONFIG = "etc/memscaler/config.toml"
@@ -66,6 +67,11 @@ def unit_of(user: str) -> str:
 def pauses() -> File:
     """For a systemd that knows its lines."""
     return File(PAUSES, (resources.systemd_dir() / "memscaler.pauses.conf").read_bytes())
+
+
+def drop_in(each: DropIn) -> File:
+    """For a configuration that needs it."""
+    return File(f"{UNIT}.d/{each.name}", each.source.read_bytes(), f"needed by {each.why}")
 
 
 def users() -> File:

@@ -21,7 +21,7 @@ from memscaler.daemon.doctor import kernel, units
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Result
 from memscaler.daemon.requests import Document
-from memscaler.daemon.setup import files, manifest, program, steps
+from memscaler.daemon.setup import drop_ins, files, manifest, program, steps
 from memscaler.daemon.setup.files import File
 from memscaler.daemon.setup.manifest import Manifest, checksum
 from memscaler.daemon.setup.steps import Plan, Step
@@ -74,7 +74,10 @@ def plan(wish: Wish, own: program.Program) -> Plan:
     found = examine({}, {}, default=wish.root / files.CONFIG)
     _check_bcc(wish, found)
     known = manifest.load(wish.root) or Manifest()
-    wanted = _wanted(wish, own)
+    wanted, kept = _wanted(wish, own), list[File]()
+    for file in map(files.drop_in, drop_ins.needed(found.settings)):
+        is_kept = not wish.force and files.is_foreign(wish.root, file, known)
+        (kept if is_kept else wanted).append(file)
     _check_foreign(wish, wanted, known)
     if found.problems:
         raise ConfigError("\n".join(found.problems), hint="correct it first; memscaler config check tells the same")
@@ -82,7 +85,9 @@ def plan(wish: Wish, own: program.Program) -> Plan:
     watches = _watches(found.settings) or (new_config and bool(wish.discover or wish.ports))
     users = tuple(sorted({server.user for server in found.settings.servers})) if found.settings else ()
     made = tuple(_steps(wish, wanted, known, new_config=new_config, watches=watches, users=users))
-    return Plan(made, tuple(_notes(wish, own, found, new_config=new_config, watches=watches)), _refusal(wish, own))
+    notes = [f"{wish.root / file.path} is kept as it is (--force replaces it)" for file in kept]
+    notes += _notes(wish, own, found, new_config=new_config, watches=watches)
+    return Plan(made, tuple(notes), _refusal(wish, own))
 
 
 # ---- what stands in the way -----------------------------------------------------------------------------------------
@@ -188,10 +193,12 @@ def _steps(
     final = _known(root, wanted, [*missing, *config], known, group=group, user=user)
     started = program.fingerprint() if wish.start and watches and wish.is_live else known.started
     tasks = [steps.write(root, file) for file in (*missing, *config)]
-    tasks += [steps.remove(root / name[1:]) for name in obsolete if _is_ours(root, name, known)]
+    gone = [name for name in obsolete if _is_ours(root, name, known)]
+    tasks += [steps.remove(root / name[1:]) for name in gone]
     if group or user:
         tasks += _make_group(wish, group=group)
-    tasks += _service_steps(wish, missing, known, started=started, watches=watches)
+    changed = [*(file.path for file in missing), *(name[1:] for name in gone)]
+    tasks += _service_steps(wish, changed, known, started=started, watches=watches)
     tasks += _servers_steps(wish, missing, users, is_new=started != known.started)
     tasks += _gateway_steps(wish, missing, is_new=started != known.started)
     final = replace(final, started=started)
@@ -252,9 +259,10 @@ def _gateway_steps(wish: Wish, missing: list[File], *, is_new: bool) -> Iterator
         yield steps.run("systemctl", "restart", files.GATEWAY)
 
 
-def _service_steps(wish: Wish, missing: list[File], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:
-    unit_is_new = any(file.path.startswith(files.UNIT) for file in missing)
-    if wish.is_live and any(file.path.startswith(files.UNITS) for file in missing):
+def _service_steps(wish: Wish, changed: list[str], known: Manifest, *, started: str, watches: bool) -> Iterator[Step]:
+    """changed: paths of files that are written or removed."""
+    unit_is_new = any(path.startswith(files.UNIT) for path in changed)
+    if wish.is_live and any(path.startswith(files.UNITS) for path in changed):
         yield steps.run("systemctl", "daemon-reload")
     if not wish.start:
         return
