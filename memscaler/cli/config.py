@@ -115,6 +115,7 @@ def check(
     driver is loaded. What else this machine lacks: `memscaler doctor`.
     """
     from memscaler.cli.present import absent, unsure
+    from memscaler.config import gpuctl_doubts
     from memscaler.config.environment import unknown
     from memscaler.config.load import examine
     from memscaler.config.sleep_doubts import doubts
@@ -136,7 +137,7 @@ def check(
         for server in (found.settings.servers if found.settings else ())
         if server.enabled and server.port is None
     ]
-    warnings += doubts(found.settings) if found.settings else ()
+    warnings += [*doubts(found.settings), *gpuctl_doubts.here(found.settings)] if found.settings else []
     if as_json:
         first = found.files[0] if found.files else None
         told = {"ok": not problems, "file": first, "files": found.files, "problems": problems, "warnings": warnings}
@@ -162,7 +163,8 @@ def _tell(found: Examined, problems: list[str], warnings: list[str]) -> None:
     if ports or not found.settings.discover:
         tables += f", {ports} watched port{'s' * (ports != 1)}"
     tables += f", settings of {gpus} GPU{'s' * (gpus != 1)}" * bool(gpus)
-    for several, each in ((found.settings.stages, "stage"), (found.settings.gateways, "gateway")):
+    rules = ((found.settings.stages, "stage"), (found.settings.gateways, "gateway"), (found.settings.gpuctl, "rule"))
+    for several, each in rules:
         tables += f", {len(several)} {each}{'s' * (len(several) != 1)}" * bool(several)
     show(f"{plain(what)}: good{tables}")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memscaler.config import gateway_tables, server_files, server_tables, stage_tables, toml, values
+from memscaler.config import gateway_tables, gpuctl_tables, server_files, server_tables, stage_tables, toml, values
 from memscaler.config.ports import (
     UNKNOWN,
     Watch,
@@ -31,7 +31,8 @@ from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, 
 from memscaler.config.servers import Server
 from memscaler.config.sources import Sources, read_files, remedy
 from memscaler.config.stages import Gateway, Suspend
-from memscaler.config.unknown import unknown
+from memscaler.config.tables import Place
+from memscaler.config.unknown import TABLES, unknown
 from memscaler.core.errors import ConfigError, UsageError
 from memscaler.core.watch import HOST, Scope
 
@@ -55,6 +56,7 @@ class _Found:
     servers: list[Server] = field(default_factory=list)
     sleep: stage_tables.Found = field(default_factory=stage_tables.Found)
     gateways: list[Gateway] = field(default_factory=list)
+    gpuctl: gpuctl_tables.Found = field(default_factory=gpuctl_tables.Found)
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -165,6 +167,8 @@ def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Source
     else:
         _forget_watch_tables(found)
     _check_sleep(found)
+    found.refuse(gpuctl_tables.wrong(found.gpuctl, found.sleep, found.servers))
+    found.problems.sort(key=lambda problem: files.place(problem[1]))
     return found
 
 
@@ -187,9 +191,7 @@ def _check_sleep(found: _Found) -> None:
     found.refuse(found.sleep.problems)
     found.refuse(stage_tables.strangers(rules, found.gateways, found.servers))
     found.refuse(gateway_tables.conflicts(found.gateways))
-    if wrong := stage_tables.conflicts(rules):
-        found.refuse(wrong)
-        return
+    found.refuse(stage_tables.conflicts(rules))
     idle_after_s = found.values.get("idle_after_s", BY_KEY["idle_after"].parse(BY_KEY["idle_after"].default))
     found.refuse(stage_tables.early(rules, idle_after_s, found.origins.get("idle_after", "default")))
 
@@ -225,7 +227,9 @@ def _settled(found: _Found) -> Settings:
         stages=stage_tables.settled(found.sleep.stages),
         suspend=Suspend(**found.sleep.suspend, origin=found.sleep.origins.get(stage_tables.SUSPEND, "")),
         gateways=tuple(found.gateways),
-        origins=origins | found.sleep.origins,
+        gpuctl=tuple(found.gpuctl.rules),
+        gvm=gpuctl_tables.settled(found.gpuctl),
+        origins=origins | found.sleep.origins | found.gpuctl.origins,
     )
     return replace(
         settings,
@@ -253,19 +257,27 @@ def _from_file(document: toml.Document, found: _Found) -> None:
             _take_labels(raw, document, found)
         elif key == server_files.TABLE:
             _take_servers(server_tables.read_list(raw, partial(document.origin, server_files.TABLE)), found)
-        elif key == stage_tables.STAGE:
-            stage_tables.read_stages(raw, partial(document.origin, key), found.sleep)
-        elif key == stage_tables.SUSPEND:
-            stage_tables.read_suspend(raw, partial(document.origin, key), found.sleep)
-        elif key == gateway_tables.TABLE:
-            problems: list[str] = []
-            found.gateways += gateway_tables.read_list(raw, partial(document.origin, key), problems)
-            found.refuse(problems)
         elif key in BY_KEY:
             found.take(BY_KEY[key], raw, document.origin(key))
-        else:
-            tables = ("gpu", server_files.TABLE, stage_tables.STAGE, stage_tables.SUSPEND, gateway_tables.TABLE)
-            found.refuse(unknown((key,), raw, [*BY_KEY, *tables], document))
+        elif not _take_rules(key, raw, partial(document.origin, key), found):
+            found.refuse(unknown((key,), raw, [*BY_KEY, *TABLES], document))
+
+
+def _take_rules(key: str, raw: object, place: Place, found: _Found) -> bool:
+    """Tables of a module of their own. False: it is none of these."""
+    if key == stage_tables.STAGE:
+        stage_tables.read_stages(raw, place, found.sleep)
+    elif key == stage_tables.SUSPEND:
+        stage_tables.read_suspend(raw, place, found.sleep)
+    elif key in gpuctl_tables.TABLES:
+        gpuctl_tables.read(key, raw, place, found.gpuctl)
+    elif key == gateway_tables.TABLE:
+        problems: list[str] = []
+        found.gateways += gateway_tables.read_list(raw, place, problems)
+        found.refuse(problems)
+    else:
+        return False
+    return True
 
 
 def _take_servers(described: server_tables.Found, found: _Found) -> None:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from memscaler.config import sleep_words
+from memscaler.config import gpuctl_words, sleep_words
 from memscaler.config.ports import GPU_PATTERN, MAX_PORT
 from memscaler.config.schema import BY_KEY, DEFAULT_FILE, OPTIONS, GpuSettings, Option, Settings
 from memscaler.config.server_keys import AUTO, HOOK, HOOK_HELP, HOOK_KEYS, KEYS
@@ -86,7 +86,7 @@ def sample() -> str:
         "per_watch": _listed(option.key for option in OPTIONS if option.per_watch),
         "per_gpu": _comment(_listed(option.key for option in OPTIONS if option.per_gpu)),
     }
-    return "".join(parts) + _WATCHES.format(**words) + sleep_words.SAMPLE
+    return "".join(parts) + _WATCHES.format(**words) + sleep_words.SAMPLE + gpuctl_words.SAMPLE
 
 
 def _about(option: Option) -> str:
@@ -148,7 +148,7 @@ def effective(settings: Settings) -> tuple[tuple[str, object, str], ...]:
         rows += _own(f"gpu.{name}", gpu, origins)
     for server in settings.servers:
         rows += [(f"server.{server.name}.{key}", value, server.origin) for key, value in _described(server, KEYS)]
-    return (*rows, *sleep_words.effective(settings))
+    return (*rows, *sleep_words.effective(settings), *gpuctl_words.effective(settings))
 
 
 def _described(described: Server | Hook, keys: Iterable[Key], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -223,6 +223,7 @@ def json_schema() -> Document:
                     "items": _of_server(),
                 },
                 **sleep_words.schemas(),
+                **gpuctl_words.schemas(),
             }
         ),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memscaler.config import hours, values
+from memscaler.config.gpuctl import GpuctlRule, Gvm
 from memscaler.config.hours import Window
 from memscaler.config.ports import Watch, check_distinct, parse_watch
 from memscaler.config.servers import Server
@@ -95,6 +96,7 @@ class Settings:
     ports: the same for watches with overrides, by scope and port.
     servers: all that are described, with those that are not enabled.
     stages: what is below parking, in the order of the ladder. idle_after is when GPUs are parked, whoever said so.
+    gpuctl: what is set on applications, in the order of the files.
     origins: key -> where its value came from; "gpu.gpu1.lever" and "watch.8080@container:web.quiet" for overrides.
     """
 
@@ -242,6 +244,8 @@ class Settings:
     stages: tuple[StageRule, ...] = ()
     suspend: Suspend = Suspend()
     gateways: tuple[Gateway, ...] = ()
+    gpuctl: tuple[GpuctlRule, ...] = ()
+    gvm: Gvm = Gvm()
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

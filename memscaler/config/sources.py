@@ -26,6 +26,14 @@ class Sources:
     unopened: bool = False
     ignored: tuple[str, ...] = ()
 
+    def place(self, sentence: str) -> tuple[int, int]:
+        """(which file, its line) of a problem, to go through the files by; what is in none of them comes last."""
+        for nth, file in enumerate(self.files):
+            line = sentence.removeprefix(f"{file}:").partition(":")[0]
+            if line.isdecimal() and sentence.startswith(f"{file}:"):
+                return nth, int(line)
+        return len(self.files), 0
+
     def take(self, file: Path) -> None:
         """Read one. Raise PermissionMissing."""
         try:

@@ -17,6 +17,8 @@ TABLES = {  # as they stand at the top of a file
     "stage": "[[stage]]",
     "suspend": "[suspend]",
     "gateway": "[[gateway]]",
+    "gpuctl": "[[gpuctl]]",
+    "gvm": "[gvm]",
 }
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 

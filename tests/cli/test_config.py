@@ -222,8 +222,8 @@ def test_servers(folder):
     result = config("check", str(file), "--json")
     assert result.returncode == 78
     assert json.loads(result.stdout)["problems"] == [
-        f"{gppm}:3: unknown key 'comand' (did you mean 'command'?)",
         f"{gppm}:1: command is empty",
+        f"{gppm}:3: unknown key 'comand' (did you mean 'command'?)",
         f"{folder}/servers.d/two.toml:1: port 8080 of server two is that of server chat (in {file}:1)",
     ]
 

@@ -9,6 +9,7 @@ import typer.main
 
 from memscaler.cli.main import app
 from memscaler.config.gateway_keys import GATEWAY_KEYS
+from memscaler.config.gpuctl_keys import GPUCTL_KEYS, GVM_KEYS
 from memscaler.config.load import load
 from memscaler.config.ports import Watch, parse_watch
 from memscaler.config.schema import ENV_PREFIX, OPTIONS
@@ -38,8 +39,9 @@ are general values.
 
 - A *time* is `60s`, `500ms`, `2m`, `1h30m`, `2d`, or seconds: `1.5`.
 - `idle_after = "auto"`: [how it decides](policy.md). `quiet_idle_after` stays a time, and the shorter one counts.
-- A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`. As a flag it has no value.
-- A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`. `--port` and `--ignore` may be given several
+- A *truth value* is `true` or `false`; in a variable also `1`, `0`, `yes`, `no`, `on`, `off`, and in most tables of the
+  file, in quotes. As a flag it has no value.
+- A *list* is a list in the file: `ignore = ["127.0.0.1", "fd00::/8"]`; a single entry may stand alone. `--port` and `--ignore` may be given several
   times. `MEMSCALER_WATCH` is parted by blanks, `MEMSCALER_IGNORE` by blanks or commas, `simulate` by commas, times of
   the week by semicolons.
 - A *time of the week* is `Mon-Fri 09:00-18:00`, `22:00-06:00` (every night, into the next day), `Sat,Sun` (whole days),
@@ -208,6 +210,44 @@ for different servers; what names a server goes before what is for all. Tables o
 
 {gateways}
 
+## Other programs on the GPUs
+
+`[[gpuctl]]` tables say what is set on other programs of the GPUs while clients are at work, or while all is quiet:
+[gpuctl.md](gpuctl.md). Without one no program is touched. Tables of several files add up; each needs a name of its own.
+
+    [[gpuctl]]
+    name = "batch-waits"
+    processes = ["unit:batch.service", "user:trainer"]
+    freeze = true
+
+    [[gpuctl]]
+    name = "training-steps-back"
+    watches = [8080]
+    processes = ["container:train"]
+    compute_priority = 12
+    cpu_nice = 10
+
+{rules}
+
+A *size* is `6G` (with or without `iB` binary, as systemd has it), `6GB` (decimal), a number of bytes, or `max`. `*`, `?` and
+`[...]` in `processes` mean what they mean in a shell; a unit without a type is a `.service`. Processes are matched only
+if they are on a GPU of one of the servers in question. Never touched are memscaler itself, pid 1, and whoever listens on
+a watched port, but by `server`.
+
+- Two rules may be about the same process: the stricter one holds, and when it lets go, the other.
+- `while = "busy"` with `freeze` and `server` is refused, and so is `while = "quiet"` with both where a `[[stage]]`
+  needs the same server awake enough to hear (`server-sleep`, `checkpoint`, `stop-server`, a `suspend` that does not
+  `keep` servers).
+- `config check` warns of a rule that sets nothing, of ports that nobody watches, of users whom this machine does not
+  know, of a limit below 1 MiB (a forgotten unit), of an `at_most` shorter than `release_after`, and of a `proc_root` that
+  is none. It does so when there is nothing wrong any more. What this machine can do at all, `memscaler doctor` tells
+  (MS-GVM-01).
+- `memscaler reload` follows all of it; what a rule that is gone had set is undone.
+
+`[gvm]` says where GVM's driver is, if not where it usually is. What several files say is put together.
+
+{gvm}
+
 ## An example
 
 """
@@ -271,6 +311,7 @@ def page():
     tail = TAIL.replace("{servers}", of_keys(KEYS)).replace("{hooks}", of_keys(HOOK_KEYS))
     tail = tail.replace("{stages}", of_keys(STAGE_KEYS)).replace("{suspend}", of_keys(SUSPEND_KEYS))
     tail = tail.replace("{gateways}", of_keys(GATEWAY_KEYS))
+    tail = tail.replace("{rules}", of_keys(GPUCTL_KEYS)).replace("{gvm}", of_keys(GVM_KEYS))
     tail = tail.replace("{{", "{").replace("}}", "}")
     return HEAD + "\n".join(table) + "\n" + tail + textwrap.indent(EXAMPLE, "    ")
 

@@ -11,7 +11,7 @@ from memscaler.core.errors import ConfigError, PermissionMissing, UsageError
 
 
 def test_all_that_is_wrong_at_once(tmp_path):
-    """File and environment, each with its place; nothing hides anything."""
+    """File and environment, each with its place and in the order of the lines; nothing hides anything."""
     file = tmp_path / "config.toml"
     file.write_text(
         'lever = "memroy-clock"\n[[watch]]\nport = 0\ngpus = ["card", "gpu0"]\nscope = "docker:web"\n[gpu.a40]\nidle_after = "1h30"\n'
@@ -21,8 +21,8 @@ def test_all_that_is_wrong_at_once(tmp_path):
     assert found.problems == (
         f"{file}:1: 'memroy-clock' is none of auto, memory-clock, graphics-clock, pstate (did you mean 'memory-clock'?)",
         f"{file}:3: port 0 is out of range (1-65535)",
-        f"{file}:5: 'docker' is no kind of scope (did you mean 'container'? There are netns, pid, unit, container or host)",
         f"{file}:4: 'card' names no GPU (write gpu0, GPU-<uuid> or a PCI address such as 0000:3b:00.0)",
+        f"{file}:5: 'docker' is no kind of scope (did you mean 'container'? There are netns, pid, unit, container or host)",
         f"{file}:6: 'a40' names no GPU (write gpu0, GPU-<uuid> or a PCI address such as 0000:3b:00.0)",
         f"{file}:7: '1h30' is not a time (write 60s, 500ms, 2m or 1.5), nor \"auto\"",
         "MEMSCALER_TOUCH: 'soon' is not a time (write 60s, 500ms, 2m or 1.5)",

@@ -164,7 +164,7 @@ def test_mistakes_in_a_file(config, text, message):
         (
             "[a.b.c.d.e]\n[a.b.c.d.f]",
             [
-                "1: unknown table [a] (there are [[watch]], [gpu.gpu0], [[server]], [labels], [[stage]], [suspend], [[gateway]])"
+                "1: unknown table [a] (there are [[watch]], [gpu.gpu0], [[server]], [labels], [[stage]], [suspend], [[gateway]], [[gpuctl]], [gvm])"
             ],
         ),
         ("[idle_aftr]", ["1: unknown table [idle_aftr] (did you mean 'idle_after'?)"]),
