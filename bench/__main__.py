@@ -27,6 +27,7 @@ NAMES = (
     "restore_time",
     "cli_start",
     "gateway",
+    "gpuctl",
     "policy",
 )
 WITHOUT_ROOT = {"gateway", "policy"}

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-SLEEPER = ROOT / "memscaler" / "sleep" / "run.py"  # a process of its own; its modules are nothing for the governor
+# Processes of their own; their modules are nothing for the governor.
+SLEEPER = ROOT / "memscaler" / "sleep" / "run.py"
+ARBITER = ROOT / "memscaler" / "gvm" / "run.py"
 
 
 def become_governor(flags: Mapping[str, object], config: Path | None) -> NoReturn:
@@ -31,13 +33,13 @@ def main() -> NoReturn:
     told = json.loads(sys.argv[1])
     with exit_with():
         from memscaler.config.load import load
-        from memscaler.daemon.main import run
+        from memscaler.daemon.main import Programs, run
         from memscaler.observe.log import configure
 
         config = None if told["config"] is None else Path(told["config"])
         settings = load(told["flags"], os.environ, config)
         configure(settings.log_format, settings.log_level, os.environ)
-        ended = run(settings, lambda: load(told["flags"], os.environ, config), SLEEPER)
+        ended = run(settings, lambda: load(told["flags"], os.environ, config), Programs(SLEEPER, ARBITER))
         if ended.again:
             os.execv(sys.executable, [sys.executable, "-P", __file__, sys.argv[1]])  # noqa: S606  # as become_governor
         sys.exit(0 if ended.well else 1)

@@ -74,6 +74,7 @@ class Governing:
         if self._doorbell is not None:
             epoll.register(self._doorbell.fd, 0)
         self._listening = Listening(ledger)
+        self._guards: dict[str, frozenset[int]] = {}
         self._learning = Learning(ledger)
         self._seen: deque[Observation] = deque()
         self._ready_wakes: Sequence[tuple[tuple[int, ...], Wake]] = ()
@@ -91,6 +92,12 @@ class Governing:
             return False
         self._wake_who_rang(deaf_only=True)
         return True
+
+    @property
+    def is_waking(self) -> bool:
+        """Whether a GPU that is down wakes for who rang: then the actuators' threads need the interpreter."""
+        is_armed = self.ledger.counters.is_armed
+        return any(not all(map(is_armed, slots)) for slots, _ in self._ready_wakes)
 
     def think(self) -> None:
         """Tell the governor who rang. Silence first: a thread that misses its edge for that is told by the governor."""
@@ -233,11 +240,15 @@ class Governing:
             case Alarm(uuid, reason):
                 self._recorder.alarm(uuid, reason)
 
-    # ---- watches that are kept armed for the sleeper ----------------------------------------------------------------
+    # ---- watches that are kept armed for our children ---------------------------------------------------------------
 
-    def guard(self, slots: frozenset[int]) -> None:
-        """These and no others are armed from now on, whatever their GPUs do. Who rang is known by `rung`."""
-        self._listening.guarded = slots
+    def guard(self, owner: str, slots: frozenset[int]) -> None:
+        """Of this owner, these and no others are armed from now on, whatever their GPUs do.
+
+        Who rang is known by `rung`, which each owner keeps for itself.
+        """
+        self._guards[owner] = slots
+        self._listening.guarded = frozenset().union(*self._guards.values())
         self.arm(slots)
         self._listening.plan(self.state, self.policy)
         self._listen(wanted=self._is_needed_at_the_door())
@@ -268,7 +279,7 @@ class Governing:
         guarded = [slot for slot in known if slot in self._listening.guarded]
         resting = self._listening.unheard(known, self.state, self.policy)
         asked = (
-            self._reconcile(known, "sleeper")
+            self._reconcile(known, "asked")
             and self._ask_sockets(partial(self.ledger.listen_for_data, guarded))
             and self._ask_sockets(partial(self.ledger.listen_in, resting))
             and self._ask_sockets(partial(self.ledger.check_silence, set(known) - set(guarded) - set(resting)))

@@ -30,12 +30,16 @@ if __name__ == "__main__":  # a checkout that is not installed; otherwise it is 
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from memscaler.core.errors import MemscalerError
-from memscaler.daemon.privileges import keep_rights, refuse_loading
+from memscaler.daemon.privileges import CONTROLLING, keep_rights, refuse_loading
 from memscaler.gpu.restore import restore_from
 
 JOURNAL = "journal"  # folder in the runtime directory
-ASLEEP = "sleep"  # another one: servers in deeper stages
-UNDO = Path(__file__).resolve().parent.parent / "sleep" / "undo.py"  # a program; its modules are nothing for a guardian
+CONTROLLED = "gpuctl"  # another one: what is set on applications
+ASLEEP = "sleep"  # and another: servers in deeper stages
+_HERE = Path(__file__).resolve().parent.parent
+# Programs, by the folder of their journal, in the order in which they run; their modules are nothing for a guardian.
+# First what stands still, which takes milliseconds; a server may take minutes.
+UNDO = {CONTROLLED: _HERE / "gvm" / "undo.py", ASLEEP: _HERE / "sleep" / "undo.py"}
 READY, GOODBYE = b"ready", b"bye"
 START_TIMEOUT_S = 20.0
 RESTORE_BUDGET_S = 30.0
@@ -108,8 +112,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-1000")
-    # DAC_OVERRIDE, if the daemon has it: to have servers started by those who keep them.
-    keep_rights(("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"), writes_to=Path(arguments[1]))
+    # If the daemon has them: to let go of applications of others, and to have servers started by those who keep them.
+    keep_rights(("CAP_SYS_ADMIN", *CONTROLLING), writes_to=Path(arguments[1]))
     refuse_loading()
     channel = socket.socket(fileno=int(arguments[0]))
     runtime_dir, doorbell, daemon = Path(arguments[1]), int(arguments[2]), os.getppid()
@@ -176,14 +180,18 @@ def rescue(runtime_dir: Path, why: str, say: Callable[[str], None], pid: int | N
 
 
 def bring_back(runtime_dir: Path, form: str) -> int:
-    """Have servers brought back from deeper stages; it waits for the sleeper, who does that if he lives still.
+    """Have applications let go of, and servers brought back from deeper stages.
 
-    With the few rights of a guardian: what it cannot do, it says, and `memscaler restore` can.
+    It waits for an arbiter or a sleeper that lives still, who does it himself. With the few rights of a guardian: what
+    it cannot do, it says, and `memscaler restore` can.
     """
-    if not any((runtime_dir / ASLEEP).glob("*.json")):
-        return 0
-    command = [sys.executable, "-P", str(UNDO), str(runtime_dir), form]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False, cwd="/").returncode  # noqa: S603  # our own
+    worst = 0
+    for folder, program in UNDO.items():
+        if any((runtime_dir / folder).glob("*.json")):
+            command = [sys.executable, "-P", str(program), str(runtime_dir), form]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, cwd="/")  # noqa: S603  # our own
+            worst = max(worst, done.returncode if done.returncode >= 0 else 1)
+    return worst
 
 
 def _say(what: str) -> None:

@@ -23,6 +23,9 @@ from memscaler.core.snapshot import Released
 from memscaler.daemon import conflicts, rivals, verify
 from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.answers import Answers, SnapshotWanted, then, whole_status
+from memscaler.daemon.arbiter import Arbiter
+from memscaler.daemon.child_process import ChildProcess
+from memscaler.daemon.children import Children
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.fleet import Equipped, Fleet
 from memscaler.daemon.governing import Governing
@@ -42,10 +45,10 @@ from memscaler.daemon.server_word import ServerSpoke
 from memscaler.daemon.signals import ReloadSignal, Signals, StopWanted
 from memscaler.daemon.sleep_requests import SleepWanted, SuspendWanted, WakeWanted, words_of
 from memscaler.daemon.sleeper import Sleeper
-from memscaler.daemon.sleeper_process import SleeperProcess
 from memscaler.daemon.steering import Steering
 from memscaler.daemon.targets import Governed
 from memscaler.daemon.teller import Teller
+from memscaler.daemon.urgent import Urgent
 from memscaler.daemon.wall_clock import WallClock
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.reports import Note, Report, Sample, WakeTiming
@@ -72,7 +75,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop connects. start_guardian, start_sleeper None: a dry run needs none.
+    """What the loop connects. start_guardian, start_sleeper, start_arbiter None: a dry run needs none.
 
     settings: those in force at the start.
     governed: what to begin with; equip: makes the actuator of a GPU, and its door where the kernel can ring.
@@ -80,6 +83,7 @@ class Parts:
     gpu_users: the pids that had a context on a GPU when that was last looked at.
     is_journaled: whether the journal says that a GPU is parked. applied: told the settings that a reload put in force.
     outdated: says why the driver's library has to be loaded anew, "" if it has not.
+    urgent: the arbiter's channel, which the actuators have too.
     adaptive: learns the idle times that are "auto".
     supervised: what the supervisors of servers say; called in a thread of its own.
     gap: told each gap between the work of a GPU once it is over, in the loop's thread; must return at once.
@@ -96,7 +100,9 @@ class Parts:
     leases: Leases
     conflicts: Conflicts
     start_guardian: Callable[[], Guardian] | None
-    start_sleeper: Callable[[], SleeperProcess] | None
+    start_sleeper: Callable[[], ChildProcess] | None
+    start_arbiter: Callable[[], ChildProcess] | None
+    urgent: Urgent
     settings: Settings
     plan: Callable[[Future[Document]], None]
     gpu_users: Callable[[], Collection[int]]
@@ -138,18 +144,14 @@ class Loop:
             recorder=parts.recorder,
             adaptive=parts.adaptive,
         )
-        self._sleeper = Sleeper(
-            parts.start_sleeper,
-            parts.settings,
-            self._epoll,
-            self._governing,
-            parts.watching,
-            parts.recorder,
-            self._sample_soon,
+        around = parts.settings, self._epoll, self._governing, parts.watching, parts.recorder
+        self._children = Children(
+            Arbiter(parts.start_arbiter, *around, parts.urgent),
+            Sleeper(parts.start_sleeper, *around, self._sample_soon),
         )
         self._roster = Roster(self._governing, self._fleet, followers, self._follow_hours, self._still_alone)
         self._teller = teller
-        self._answers = Answers(teller.snapshot, self._recorder.oldest_sample_ns, self._sample, self._governing.look)
+        self._answers = Answers(teller.snapshot, self._oldest_ns, self._read_all, self._governing.look)
         self.ending = Ending.STOP
         self.asker: Future[Document] | None = None
         """Who waits for what follows the end."""
@@ -174,7 +176,7 @@ class Loop:
         self._governing.learn(self._learn)  # whoever comes from now on ends a gap or begins one
         self._recorder.started()
         self._notifier.ready()
-        self._sleeper.begin()
+        self._children.begin()
         while not self._ended():
             self._turn()
         return self._leave()
@@ -186,15 +188,15 @@ class Loop:
             self._keeper.replace_no_more()
             self._recorder.stopping(reason)
             self._governing.feed(Stop())
-            self._sleeper.end(stop=True)
+            self._children.end()
         elif ending is Ending.STOP:  # a signal goes before what else was to follow
             self.ending = ending
             if time.monotonic_ns() > self._stop_by_ns:
-                self._sleeper.hurry()
+                self._children.hurry()
 
     def _ended(self) -> bool:
-        """Every GPU is awake, and was seen to be, and every server; or the time is over."""
-        return bool(self._stop_by_ns) and self._sleeper.gone and self._gpus_are_done()
+        """Every GPU is awake, and was seen to be, every server, and every application; or the time is over."""
+        return bool(self._stop_by_ns) and self._children.gone and self._gpus_are_done()
 
     def _gpus_are_done(self) -> bool:
         stopped = all(gpu.phase is Phase.STOPPED for gpu in self._governing.state.gpus.values())
@@ -203,7 +205,7 @@ class Loop:
     def _leave(self) -> bool:
         if self.ending is Ending.STOP:
             self._notifier.stopping()
-        self._sleeper.close()
+        all_let_go = self._children.close()
         self._scout.end()
         self._fleet.close()
         self._wall.close()
@@ -216,7 +218,7 @@ class Loop:
         left = {uuid for uuid, phase in phases.items() if phase is not Phase.STOPPED} | set(self._fleet.unproven())
         for uuid in left:
             self._recorder.left_parked(uuid)
-        self._keeper.leave(all_awake=not left)  # the guardian goes to work where anything may be left
+        self._keeper.leave(all_awake=not left and all_let_go)  # the guardian goes to work where anything may be left
         return not left and ended
 
     # ---- one turn -------------------------------------------------------------------------------------------------
@@ -225,15 +227,17 @@ class Loop:
         wait_ns = self._next_ns() - time.monotonic_ns()
         ready = {fd for fd, _ in self._epoll.poll(max(0, wait_ns) / SECOND_NS)}
         if self._governing.rings(ready):
-            # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
-            ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
+            if self._governing.is_waking:
+                # The actuators' threads need the interpreter now. Their answer, or this time, wakes us again.
+                ready |= {fd for fd, _ in self._epoll.poll(THINK_AFTER_S)}
+            self._children.arbiter.rung()
             self._governing.think()
         if self._signals.fd in ready:
             self._signals.clear()
         if self._mailbox.fd in ready:
             self._read_mail()
         self._keeper.heed(ready)
-        self._sleeper.heed(ready)
+        self._children.heed(ready)
         if self._wall.fd in ready:
             self._look_at_the_clock()
         self._timers(time.monotonic_ns())
@@ -241,13 +245,13 @@ class Loop:
         if self._parts.adaptive.changed:
             self._parts.adaptive.changed = False
             self._roster.follow_idle_times()
-        self._sleeper.turn(time.monotonic_ns())
-        if self._stop_by_ns and not self._sleeper.gone:
+        self._children.turn(time.monotonic_ns())
+        if self._stop_by_ns and not self._children.gone:
             self._notifier.longer(LONGER_NS)
 
     def _next_ns(self) -> int:
         due = [self._sample_due_ns, self._tidy_due_ns, *self._governing.due_ns(), *self._answers.due_ns()]
-        due += [*self._fleet.look_at_calls_ns(self._governing.state), *self._sleeper.due_ns]
+        due += [*self._fleet.look_at_calls_ns(self._governing.state), *self._children.due_ns]
         due += [at for at in (self._keeper.due_ns, self._steering.next_end_ns()) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
@@ -263,6 +267,7 @@ class Loop:
             self._tidy_due_ns = now_ns + self._sample_every_ns
             self._mend_hooks()
             self._steering.tidy()
+            self._children.arbiter.look_for_it()
         if now_ns >= self._sample_due_ns:
             self._sample()
         if outdated := self._parts.outdated():
@@ -282,6 +287,14 @@ class Loop:
         self._governing.look()  # an awake GPU may have fallen quiet since the last look
         self._fleet.sample()
 
+    def _read_all(self) -> None:
+        """Somebody wants to see readings."""
+        self._children.arbiter.read()
+        self._sample()
+
+    def _oldest_ns(self) -> int:
+        return min(self._recorder.oldest_sample_ns(), self._children.arbiter.oldest_ns())
+
     def _mend_hooks(self) -> None:
         """Somebody may have detached what we attached: then connections may have come unseen."""
         for hook, problem in (("sockops", self._ledger.attachment.mend()), ("data", self._ledger.data_hook.mend())):
@@ -298,7 +311,7 @@ class Loop:
             self._recorder.resumed(slept_s)
             self._steering.hold_on()
             self._scout.watches_changed()
-            self._sleeper.resumed(slept_s)
+            self._children.resumed(slept_s)
             self._governing.feed(Doubt("the machine was suspended"))  # drivers forget locks: wake, and park anew
         self._follow_hours()
 
@@ -424,7 +437,7 @@ class Loop:
                     self._release(Released(asked.peer.name, reason, time.time()), asked.answer)
                 case WakeWanted() | SleepWanted() | SuspendWanted() as wanted:
                     what, words = words_of(wanted, asked.peer)
-                    self._sleeper.ask(what, asked.answer, **words)
+                    self._children.sleeper.ask(what, asked.answer, **words)
                 case steered:
                     self._steering.obey(steered, asked.peer, asked.answer)
         except MemscalerError as error:
@@ -461,7 +474,7 @@ class Loop:
             return error
         self._sample_every_ns = round(plan.settings.sample_every_s * SECOND_NS)
         self._parts.applied(plan.settings)
-        self._sleeper.follow(plan.settings)
+        self._children.follow(plan.settings)
         return None
 
     def _why_awake(self, uuid: str) -> str:

@@ -33,11 +33,12 @@ from memscaler.core.snapshot import Identity, Snapshot, Ungoverned
 from memscaler.daemon import discovery, lock, privileges, targets
 from memscaler.daemon.adaptive import Adaptive
 from memscaler.daemon.answers import SnapshotWanted
+from memscaler.daemon.child_process import ChildProcess
 from memscaler.daemon.conflicts import Conflicts
 from memscaler.daemon.control import ControlServer
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.fleet import Equipped
-from memscaler.daemon.guardian import JOURNAL, Guardian
+from memscaler.daemon.guardian import CONTROLLED, JOURNAL, Guardian
 from memscaler.daemon.leases import Leases
 from memscaler.daemon.loop import Ending, Loop, Parts
 from memscaler.daemon.mailbox import Mailbox
@@ -51,9 +52,9 @@ from memscaler.daemon.requests import SOCKET
 from memscaler.daemon.scout import Scout
 from memscaler.daemon.server_word import ServerWord
 from memscaler.daemon.signals import StopWanted, has_terminal
-from memscaler.daemon.sleeper_process import SleeperProcess
 from memscaler.daemon.standby import Standby, begin
 from memscaler.daemon.targets import Governed
+from memscaler.daemon.urgent import Urgent
 from memscaler.daemon.watching import Watching
 from memscaler.gpu.actuator import Actuator
 from memscaler.gpu.grip import Reopening
@@ -84,10 +85,17 @@ class Ended:
     again: bool = False
 
 
-def run(settings: Settings, load: Callable[[], Settings], sleeper: Path) -> Ended:
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Of processes that are started if they are needed. sleeper: goes down the deeper stages; arbiter: [[gpuctl]]."""
+
+    sleeper: Path
+    arbiter: Path
+
+
+def run(settings: Settings, load: Callable[[], Settings], programs: Programs) -> Ended:
     """Govern until SIGTERM or SIGINT (or SIGHUP, if a terminal sends it). load: reads the settings anew, for a reload.
 
-    sleeper: the program that goes down the deeper stages, if any are configured.
     Raise MemscalerError for everything that keeps it from starting.
     """
     if not settings.watches and not settings.discover:
@@ -98,7 +106,8 @@ def run(settings: Settings, load: Callable[[], Settings], sleeper: Path) -> Ende
     lock.prepare_runtime_dir(settings.runtime_dir)
     if not settings.dry_run:
         # The socket of a supervisor of servers may belong to somebody else, and the unit's group is not always there.
-        more = ("CAP_DAC_OVERRIDE",) if settings.stages else ()
+        controls = bool(settings.gpuctl) or any((settings.runtime_dir / CONTROLLED).glob("*.json"))
+        more = privileges.CONTROLLING if controls else ("CAP_DAC_OVERRIDE",) if settings.stages else ()
         privileges.keep_rights((*privileges.GOVERNING, *more), writes_to=settings.runtime_dir)
     notifier, mailbox = Notifier(), Mailbox()
     with contextlib.ExitStack() as stack:
@@ -107,7 +116,7 @@ def run(settings: Settings, load: Callable[[], Settings], sleeper: Path) -> Ende
         _serve_operators(settings, mailbox, stack)
         ended = Ending.RELEASE
         if released is None:
-            loop, well = _govern(settings, load, sleeper, mailbox, notifier, changed)
+            loop, well = _govern(settings, load, programs, mailbox, notifier, changed)
             released, asker, ended = loop.released, loop.asker, loop.ending
             if not well:
                 stack.pop_all()  # a hung driver call would hold up the clean-up too; the process ends instead
@@ -136,7 +145,7 @@ def _is_told_to_stop(mailbox: Mailbox) -> bool:
 def _govern(
     settings: Settings,
     load: Callable[[], Settings],
-    sleeper: Path,
+    programs: Programs,
     mailbox: Mailbox,
     notifier: Notifier,
     changed: Callable[[], None],
@@ -149,14 +158,14 @@ def _govern(
         governed = targets.find_governed(settings, driver, named)
         _restore_others(settings, driver, governed)
         ledger = stack.enter_context(_kernel_side(settings))
-        learning = Adaptive()
+        learning, urgent = Adaptive(), Urgent()
         watching = Watching(ledger, settings, governed, named, learning)
         users = _GpuUsers()
         look = partial(_look, driver, users, settings)
         watching.apply(_first_look(look))
         _say_what_is_governed(settings, governed, watching)
         word = ServerWord(ledger.own, watching.servers_to_ask, mailbox.put) if settings.probe else None
-        equip = partial(_equip, settings, driver, ledger, mailbox, word)
+        equip = partial(_equip, settings, driver, ledger, mailbox, partial(_may_not_park, urgent, word), urgent)
         identities = {uuid: each.device.identity for uuid, each in governed.items()}
         journal = Journal(settings.runtime_dir / JOURNAL)
         doorbell = ledger.attachment.fds.get("doorbell", -1)
@@ -182,7 +191,9 @@ def _govern(
                 leases=_leases(settings),
                 conflicts=Conflicts(settings.conflict_pause_s),
                 start_guardian=None if settings.dry_run else guardian,
-                start_sleeper=_sleeper(settings, sleeper, environment),
+                start_sleeper=_child(settings, programs.sleeper, environment),
+                start_arbiter=_child(settings, programs.arbiter, environment, urgent=True),
+                urgent=urgent,
                 settings=settings,
                 plan=reloader.plan,
                 gpu_users=lambda: users.pids,
@@ -212,11 +223,19 @@ def _govern(
         return loop, well
 
 
-def _sleeper(settings: Settings, program: Path, environment: Mapping[str, str]) -> Callable[[], SleeperProcess] | None:
-    """Starts what goes down the deeper stages; None: nothing does in a dry run."""
+def _child(
+    settings: Settings, program: Path, environment: Mapping[str, str], *, urgent: bool = False
+) -> Callable[[], ChildProcess] | None:
+    """Starts what acts for us; None: nothing does in a dry run."""
     if settings.dry_run:
         return None
-    return partial(SleeperProcess, program, settings.runtime_dir, environment, settings.log_format, settings.log_level)
+    words = "console" if is_for_people(settings.log_format) else "json", settings.log_level
+    return partial(ChildProcess, program, settings.runtime_dir, environment, *words, urgent=urgent)
+
+
+def _may_not_park(urgent: Urgent, word: ServerWord | None, uuid: str) -> str:
+    """Who works there still; "" if nobody says so."""
+    return urgent.may_park(uuid) or (word.working(uuid) if word else "")
 
 
 def _remember(settings: Settings, governed: Collection[str], recorder: Recorder, learning: Adaptive) -> None:
@@ -234,7 +253,10 @@ def _stay_in_memory() -> None:
     Locks what is resident and what becomes so (MCL_ONFAULT, Linux 4.4), without reading in anything. A wish only: it
     needs CAP_IPC_LOCK or a high RLIMIT_MEMLOCK.
     """
-    ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # a C library that has no such call
+        libc.malloc_trim(0)  # what the start needed is free again, but still ours: 4 MB
+    libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
 
 
 def _loop(loop: Loop) -> bool:
@@ -271,7 +293,7 @@ def _look(driver: Driver, users: _GpuUsers, settings: Settings) -> tuple[Found, 
         discover=settings.discover,
         gpu_processes=contexts,
         name_gpu=lambda uuid: names.get(uuid, uuid),
-        thorough=bool(settings.stages),  # whoever is to sleep has to be known
+        thorough=bool(settings.stages or settings.gpuctl),  # whoever is to sleep, or to be spared, has to be known
     )
 
 
@@ -392,7 +414,13 @@ def _leases(settings: Settings) -> Leases:
 
 
 def _equip(
-    settings: Settings, driver: Driver, ledger: Ledger, mailbox: Mailbox, word: ServerWord | None, governed: Governed
+    settings: Settings,
+    driver: Driver,
+    ledger: Ledger,
+    mailbox: Mailbox,
+    working: Callable[[str], str],
+    urgent: Urgent,
+    governed: Governed,
 ) -> Equipped:
     """The thread that parks and wakes a GPU. No door where the kernel cannot ring: then the loop polls for all."""
     doorbell = ledger.attachment.fds.get("doorbell")
@@ -404,8 +432,9 @@ def _equip(
         mailbox.put,
         ActuatorPolicy(settle_timeout_s=settings.settle_timeout_s, dry_run=settings.dry_run),
         door,
-        word.working if word else None,
+        working,
         reopening=Reopening(driver, governed.settings.lever),
+        first=urgent.before_wake,
     )
     return Equipped(actuator, door)
 

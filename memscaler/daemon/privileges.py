@@ -24,14 +24,19 @@ _BITS = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
     "CAP_DAC_READ_SEARCH": 2,
+    "CAP_KILL": 5,
     "CAP_IPC_LOCK": 14,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_NICE": 23,
     "CAP_SYS_RESOURCE": 24,
 }
 # The unit's three, and two that it does without: CHOWN for the group of the control socket (there SupplementaryGroups=
 # sees to that), SYS_RESOURCE for the guardian's protection from the OOM killer (there OOMScoreAdjust= does).
 GOVERNING = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_CHOWN", "CAP_SYS_RESOURCE")
+# What [[gpuctl]] rules need for processes of other users: signals, nice, files of a cgroup that is theirs. Nice also to
+# give back to root's own what a rule has taken.
+CONTROLLING = ("CAP_KILL", "CAP_SYS_NICE", "CAP_DAC_OVERRIDE")
 
 _VERSION_3 = 0x20080522
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 22, 24, 38, 47
@@ -103,6 +108,11 @@ def keep_rights(names: Iterable[str] = GOVERNING, *, writes_to: Path | None = No
     _prctl(_PR_SET_DUMPABLE, 0)
     left = _effective()
     return frozenset(name for name, bit in _BITS.items() if left >> bit & 1)
+
+
+def lacking(names: Iterable[str]) -> list[str]:
+    """Those of these capabilities that we do not have."""
+    return [name for name in names if not _effective() >> _BITS[name] & 1]
 
 
 def refuse_loading() -> bool:

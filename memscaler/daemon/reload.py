@@ -173,6 +173,7 @@ def _changes(before: Settings, after: Settings) -> Iterator[tuple[str, str]]:
     for line in _server_changes(before.servers, after.servers):
         yield "server", line
     yield from (("stage", line) for line in _stage_changes(before, after))
+    yield from (("gpuctl", line) for line in _gpuctl_changes(before, after))
 
 
 def _server_changes(before: Iterable[Server], after: Iterable[Server]) -> Iterator[str]:
@@ -202,6 +203,20 @@ def _stage_changes(before: Settings, after: Settings) -> Iterator[str]:
             yield f"{label}: changed"
     if before.suspend != after.suspend:
         yield "[suspend]: changed"
+
+
+def _gpuctl_changes(before: Settings, after: Settings) -> Iterator[str]:
+    """What the arbiter follows."""
+    old, new = ({rule.name: rule for rule in settings.gpuctl} for settings in (before, after))
+    for name in {**old, **new}:
+        if name not in new:
+            yield f"gpuctl {name}: removed"
+        elif name not in old:
+            yield f"gpuctl {name}: added, while {new[name].when}"
+        elif old[name] != new[name]:
+            yield f"gpuctl {name}: changed"
+    if before.gvm != after.gvm:
+        yield "[gvm]: changed"
 
 
 def _followed(server: Server) -> str:

@@ -73,9 +73,11 @@ class Actuator:
         working: Callable[[str], str] | None = None,
         *,
         reopening: Reopening | None = None,
+        first: Callable[[str, bool], None] | None = None,
     ) -> None:
         """working: asked before a park which of this GPU's servers says that it works, and on what ("": none).
 
+        first: what is to be done before a lever is undone; told whether a client rang. It must return soon.
         reopening: how to get a fresh handle after a failure; without it the first one is for ever.
         """
         self.gpu = device.identity.uuid
@@ -86,6 +88,7 @@ class Actuator:
         self._report = report
         self._door = door
         self._working = working or (lambda _: "")
+        self._first = first
         self._mail = Mailbox()
         self._repeats = Repeats()
         self._failed_parks = 0
@@ -234,6 +237,8 @@ class Actuator:
         if lever is None:
             self._answer(Outcome.WOKEN)
             return
+        if self._first is not None:
+            self._do_first(self._first)
         start_ns = monotonic_ns()
         error = self._undo(lever)
         if error is not None:
@@ -251,6 +256,12 @@ class Actuator:
         self._mail.stop_listening()
         self._release()
         self._prove_awake(lever)
+
+    def _do_first(self, first: Callable[[str, bool], None]) -> None:
+        try:
+            first(self.gpu, self._door is None or self._door.rang())
+        except Exception as error:  # noqa: BLE001  # whatever it is: the GPU wakes
+            self._note("actuator.failed", f"{type(error).__name__}: {error}")
 
     def _undo(self, lever: Lever) -> GpuError | None:
         """None if the driver reports success."""

@@ -383,7 +383,9 @@ def test_a_sleeper_that_dies_is_replaced(tmp_path):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as asking:
             sleeper.until("do")
             os.kill(sleeper.pid, signal.SIGKILL)
-            assert "the sleeper has died" in asking.communicate(timeout=30)[1]
+            told = asking.communicate(timeout=30)[1]
+            assert "the sleeper has died" in told
+            assert "the next one brings back first what sleeps" in told
         (died,) = governor.events("sleeper.died")
         assert died["err"] == "killed by SIGKILL"
         assert status(governor)["servers"][0]["stage"] == "checkpoint"  # nobody has left it yet

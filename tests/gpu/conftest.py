@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from memscaler.gpu.actuator import Actuator
 from memscaler.gpu.capability import choose
 from memscaler.gpu.inventory import Driver
 from memscaler.gpu.journal import Journal
+from memscaler.gpu.mailbox import Door
 from memscaler.gpu.reports import ActuatorPolicy, Report
 from tests.gpu.benches import Bench, Machine, Simulate, Start
 
@@ -42,11 +43,21 @@ def start(journal: Journal) -> Iterator[Start]:
     """Start the actuator of one GPU, as in `start(driver, 0, settle_timeout_s=0.2)`."""
     benches: list[Bench] = []
 
-    def build(driver: Driver, index: int = 0, lever: str = "auto", **policy: object) -> Bench:
+    def build(
+        driver: Driver,
+        index: int = 0,
+        lever: str = "auto",
+        *,
+        first: Callable[[str, bool], None] | None = None,
+        door: Door | None = None,
+        **policy: object,
+    ) -> Bench:
         device = driver.gpus[index]
         reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         settings = ActuatorPolicy(**{"settle_timeout_s": 0.3, **policy})  # type: ignore[arg-type]
-        benches.append(Bench(Actuator(device, choose(device, lever).levers, journal, reports.put, settings), reports))
+        levers = choose(device, lever).levers
+        actuator = Actuator(device, levers, journal, reports.put, settings, door, first=first)
+        benches.append(Bench(actuator, reports))
         return benches[-1]
 
     yield build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -483,3 +484,86 @@ def test_slow_reads_are_no_hung_call(simulate: Simulate, start: Start) -> None:
     bench.actuator.sample()
     while bench.quiet(0.02):
         assert bench.actuator.overdue(time.monotonic_ns()) is None
+
+
+# ---- what is to be done first ----------------------------------------------------------------------------------------
+
+
+def test_before_a_lever_is_undone_something_may_be_done_first(simulate: Simulate, start: Start) -> None:
+    """It is told which GPU, and whether a client rang; the driver is called when it returns."""
+    machine = simulate("a40")
+    machine.serve()
+    asked: list[tuple[str, bool, bool]] = []
+    go_on = threading.Event()
+
+    def first(gpu: str, rang: bool) -> None:  # as it is called
+        asked.append((gpu, rang, RESET_MEMORY in machine.setters()))
+        go_on.wait(10)
+
+    bench = start(machine.driver(), first=first)
+    bench.parked()
+    assert not asked
+    bench.wake()
+    eventually(lambda: bool(asked))
+    assert asked == [(bench.actuator.gpu, True, False)]  # there is no door to ask: somebody may have rung
+    assert machine.boards[0].locks
+    go_on.set()
+    bench.expect(Outcome.WOKEN)
+    assert not machine.boards[0].locks
+
+
+def test_a_gpu_that_is_not_parked_asks_for_nothing_first(simulate: Simulate, start: Start) -> None:
+    """Its clocks are not touched."""
+    machine = simulate("a40")
+    machine.serve()
+    asked: list[str] = []
+    bench = start(machine.driver(), first=lambda gpu, _: asked.append(gpu))
+    bench.wake()
+    bench.expect(Outcome.WOKEN)
+    assert not asked
+
+
+def test_a_mistake_in_what_comes_first_wakes_all_the_same(simulate: Simulate, start: Start) -> None:
+    """It is told, and the GPU is up."""
+    machine = simulate("a40")
+    machine.serve()
+
+    def first(_: str, __: bool) -> None:  # as it is called
+        raise RuntimeError("no arbiter")
+
+    bench = start(machine.driver(), first=first)
+    bench.parked()
+    bench.wake()
+    bench.expect(Outcome.WOKEN)
+    assert not machine.boards[0].locks
+    assert [note.event for note in bench.notes] == ["actuator.failed"]
+
+
+@pytest.mark.parametrize("rings", [True, False])
+def test_whether_a_client_rang_is_the_doors_word(simulate: Simulate, start: Start, rings: bool) -> None:
+    """A hold wakes too, and nobody has come."""
+    machine = simulate("a40")
+    machine.serve()
+
+    class Door:
+        """Rings when it is told to."""
+
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        pressed = False
+
+        def rang(self) -> bool:
+            return self.pressed
+
+    asked: list[bool] = []
+    door = Door()
+    bench = start(machine.driver(), first=lambda _, rang: asked.append(rang), door=door)
+    bench.parked()
+    if rings:
+        door.pressed = True
+        os.eventfd_write(door.fd, 1)
+        bench.seq += 1  # it wakes by itself, under the number that the order will have
+    else:
+        bench.wake()
+    bench.expect(Outcome.WOKEN)
+    assert asked == [rings]
+    os.close(door.fd)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memscaler.core.errors import ConfigError, Unavailable, UsageError
+from memscaler.daemon.privileges import CONTROLLING
 from memscaler.resources import systemd_dir
 from tests.systemd.scenarios import KEPT, tight_lines
 
@@ -152,6 +153,22 @@ def test_deeper_sleep(tmp_path: Path):
     drop_in.write_text((systemd_dir() / "memscaler.sleep.conf").read_text())
     assert not analyze("verify", str(copy)).stderr
     assert exposure(copy) <= EXPOSURE + 0.1
+
+
+def test_control_of_applications(tmp_path: Path):
+    """The drop-in for [[gpuctl]]: the three rights that the program keeps for it, and the one call; no more than that."""
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/usr/bin/memscaler", "/bin/true"))
+    text = (systemd_dir() / "memscaler.gpuctl.conf").read_text()
+    drop_in = tmp_path / f"{UNIT.name}.d" / "gpuctl.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(text)
+    assert not analyze("verify", str(copy)).stderr
+    assert exposure(copy) <= EXPOSURE + 0.9
+    assert f"CapabilityBoundingSet={' '.join(CONTROLLING)}\n" in text
+    denied = analyze("syscall-filter", "@resources").stdout.split()
+    (allowed,) = [line.partition("=")[2] for line in text.splitlines() if line.startswith("SystemCallFilter=")]
+    assert allowed in denied
 
 
 def test_the_companions_work(tmp_path: Path):
