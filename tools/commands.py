@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
 
 from memscaler.cli.main import COMMANDS, app
+from memscaler.config.gpuctl import How
 from memscaler.config.schema import LEVERS
+from memscaler.core.gpuctl import Knob
 from memscaler.core.watch import Quiet
 from memscaler.daemon.doctor.table import CHECKS
 from memscaler.simulator import known_boards
@@ -40,6 +42,7 @@ VALUES: dict[str, Value] = {
     "LEVEL": ("debug", "info", "warning", "error"),
     "LEVER": LEVERS,
     "MODEL": FILE,
+    "MEANS": get_args(How),
     "MIB": (),
     "MAC": (),
     "N": (),
@@ -52,6 +55,8 @@ VALUES: dict[str, Value] = {
     "PORT[@SCOPE][:GPU,...]": (),
     "PREFIX": (),
     "PRICE": (),
+    "PROCESS|KNOB": tuple(Knob),
+    "PROCESS|KNOB=VALUE": ("compute.freeze=1", "compute.freeze=0", "compute.priority=", "memory.limit="),
     "PROGRAM": FILE,
     "PYTHON": FILE,
     "SERVER": (),

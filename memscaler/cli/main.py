@@ -42,6 +42,7 @@ COMMANDS = {
     "servers": Entry("memscaler.cli.servers.group:app", "Run model servers as described, and steer them by name."),
     "plan": Entry("memscaler.cli.planning.plan:plan", "Plan where models go on the GPUs, and what fits."),
     "analyze": Entry("memscaler.cli.planning.analyze:analyze", "Show what a model file needs in memory."),
+    "gpuctl": Entry("memscaler.cli.gpuctl.group:app", "Show what runs on GPUs, and freeze, limit or deprioritise it."),
     "setup": Entry("memscaler.cli.setup:setup", "Make a service of this installation, and remove it again."),
     "doctor": Entry("memscaler.cli.doctor:doctor", "Check whether this machine has what it takes, and what to do."),
     "calibrate": Entry("memscaler.cli.calibrate:calibrate", "Measure what parking saves and costs on this machine."),

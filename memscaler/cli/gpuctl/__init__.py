@@ -1,0 +1,1 @@
+"""`memscaler gpuctl`: the processes on GPUs, and what is set on them."""
