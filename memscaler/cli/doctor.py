@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # these open the driver's binding; `--help` shall not
 
     from memscaler.cli.paint import Paint
     from memscaler.config.load import Examined
+    from memscaler.core.gpuctl import Ability
     from memscaler.daemon.doctor.context import Context
     from memscaler.daemon.doctor.model import Finding
 
@@ -95,7 +96,21 @@ def context_of(flags: Mapping[str, Any], config: Path | None, *, probe: bool) ->
     def ask() -> dict[str, Any]:
         return Client(str(settings.runtime_dir)).status()
 
-    return Context(settings, examined, os.environ, os.geteuid(), ask, environment=environment, probe=probe)
+    def look_abilities(nvml: str) -> Sequence[Ability]:
+        from memscaler.gvm.capability import look
+
+        return look(settings.gvm, nvml)
+
+    return Context(
+        settings,
+        examined,
+        os.environ,
+        os.geteuid(),
+        ask,
+        environment=environment,
+        probe=probe,
+        look_abilities=look_abilities,
+    )
 
 
 def _document(finding: Finding) -> dict[str, object]:

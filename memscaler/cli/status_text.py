@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from memscaler.cli.gpuctl_text import gpuctl_parts
 from memscaler.cli.output import WIDTH, columns, labelled, plain, span
 from memscaler.cli.paint import Paint
 from memscaler.cli.sleep_text import sleep_parts
@@ -43,6 +44,7 @@ def status_text(document: Entry, colour: Paint, width: int = WIDTH) -> str:
         parts.append(colour.column(table, "OPEN", ["awake" if watch["connections"] else "" for watch in watches]))
     parts += _servers(document.get("servers", ()), colour)
     parts += sleep_parts(document.get("sleep"), colour)
+    parts += gpuctl_parts(document.get("gpuctl"), colour)
     parts.append("\n".join(_remarks(document, colour)))
     return "\n\n".join(filter(None, parts))
 

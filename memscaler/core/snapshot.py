@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memscaler.core.gpuctl import Gpuctl
 from memscaler.core.servers import Supervised
 from memscaler.core.stages import Sleep, Spent, Stage
 
@@ -212,3 +213,5 @@ class Snapshot:
     sleep: Sleep = field(default_factory=Sleep)
     """What the sleeper said last about the deeper stages; empty where none is configured."""
     stage_wakes: tuple[StageWakes, ...] = ()
+    gpuctl: Gpuctl = field(default_factory=Gpuctl)
+    """What the arbiter said last about the applications of GPUs; empty where it has nothing to do."""

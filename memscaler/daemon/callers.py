@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from memscaler.core.errors import ConfigError, MemscalerError, PermissionMissing, UsageError
+from memscaler.core.errors import ConfigError, Failed, MemscalerError, PermissionMissing, UsageError
 from memscaler.daemon import http1
 from memscaler.daemon.http1 import Head, Refused
 from memscaler.daemon.requests import Peer
@@ -197,7 +197,8 @@ def refusal(error: Exception) -> bytes:
             log.error("request.failed", exc_info=error)
             error = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "memscaler made a mistake", hint="its log has more")
             status = error.status
-    return http1.answer(status, {"schema": SCHEMA, "error": str(error), "hint": error.hint})
+    known = error.document if isinstance(error, Failed) else {}
+    return http1.answer(status, {**known, "schema": SCHEMA, "error": str(error), "hint": error.hint})
 
 
 # ---- users ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Listening:
         self._ledger = ledger
         self.due_ns = 0
         self.guarded: frozenset[int] = frozenset()
-        """The watches that are kept armed for the sleeper: the data hook listens to them whatever their GPUs do."""
+        """The watches that are kept armed for our children: the data hook listens to them whatever their GPUs do."""
 
     def slots(self, state: GovernorState, policy: Policy) -> list[int]:
         """The watches of GPUs that are up whose connections are to be looked at now. Forgets the plan."""

@@ -28,6 +28,7 @@ from memscaler.observe.histogram import Latencies
 
 MOST_STATES = 300  # of one GPU, that are told: other GPUs' changes push none of them out
 MOST_READINGS = 600  # of power, that are told: ten minutes at one a second, which is the most that anybody can ask for
+MOST_SKIPS = 8
 # What comes by itself when its time has come.
 NEXT = {Phase.COOLING: "parked", Phase.UNMANAGED: "trusted again", Phase.WAKING: "woken again"}
 
@@ -80,6 +81,9 @@ class Known:
     quiet_ns: int = 0  # since when it was quiet when it was last seen to cool
     asked: tuple[int, str, int] = (0, "", 0)  # of the last wake: seq, reason, kernel time of the ring
     failed: tuple[str, str] = ("", "")  # operation and reason of the last failure that was logged
+    skips: deque[str] = field(
+        default_factory=lambda: deque(maxlen=MOST_SKIPS)
+    )  # why parks were, as logged since the last
 
 
 def gpu_snapshot(mine: Known, gpu: GpuState, now_ns: int, about: About, saved_j: tuple[float, float]) -> GpuSnapshot:

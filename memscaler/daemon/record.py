@@ -18,6 +18,7 @@ from memscaler.core import energy
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import MemscalerError
 from memscaler.core.governor import public_state
+from memscaler.core.gpuctl import Gpuctl
 from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Phase, Public
 from memscaler.core.snapshot import (
     GpuReading,
@@ -27,6 +28,7 @@ from memscaler.core.snapshot import (
     Transition,
 )
 from memscaler.core.stages import Sleep
+from memscaler.daemon.gpuctl_book import GpuctlBook
 from memscaler.daemon.portrait import About, Facts, Known, gpu_snapshot, kernel_snapshot, watch_snapshot
 from memscaler.daemon.rivals import Rival
 from memscaler.daemon.sleep_book import SleepBook
@@ -83,6 +85,7 @@ class Recorder:
         self._changed = changed
         self._facts, self._history = facts, history
         self._sleep = SleepBook(log, history)
+        self._gpuctl = GpuctlBook()
         self.log = log
         self._started_ns, self._started_unix_s = now_ns, time.time()
         self._gpus: dict[str, Known] = {}
@@ -193,11 +196,12 @@ class Recorder:
             op = "wake" if result.seq == mine.asked[0] else "park"
             self.error(result.gpu, op, result.reason or str(result.outcome))
         elif result.outcome in (Outcome.BUSY, Outcome.NOTHING_TO_GAIN):
-            if result.reason == mine.reason:  # said already; it comes again every idle time
-                return
             mine.reason = result.reason
-            self.log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
+            if result.reason not in mine.skips:  # it comes again every idle time, and takes turns with others
+                mine.skips.append(result.reason)
+                self.log.info("gpu.park_skipped", gpu=self._index(result.gpu), reason=result.reason)
         elif result.outcome is Outcome.APPLIED:
+            mine.skips.clear()
             self.log.info("gpu.lever_applied", gpu=self._index(result.gpu), what=result.reason)
         elif result.outcome is Outcome.VERIFIED:
             mine.failed, mine.conflict = ("", ""), ""
@@ -298,6 +302,12 @@ class Recorder:
         return changed
 
     @telling(None)
+    def controlled(self, gpuctl: Gpuctl) -> None:
+        """The arbiter has reported."""
+        self._gpuctl.told(gpuctl)
+        self._changed()
+
+    @telling(None)
     def reloaded(self, changes: Sequence[str], error: MemscalerError | None) -> None:
         if error is None:
             self.log.info("config.reloaded", changes=list(changes))
@@ -366,6 +376,7 @@ class Recorder:
             labels=self._facts.labels,
             sleep=self._sleep.sleep,
             stage_wakes=self._sleep.wakes,
+            gpuctl=self._gpuctl.gpuctl,
             discovers=self._facts.discovers(),
         )
 

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from memscaler.core.model import Public
 from memscaler.core.servers import ServerState, Supervised
 from memscaler.core.snapshot import GpuReading, GpuSnapshot, Histogram, KernelSnapshot, Snapshot, WatchSnapshot
-from memscaler.observe import stages
+from memscaler.observe import gpuctl, stages
 from memscaler.observe.specs import BY_NAME, HOST, SPECS, Kind, Spec
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
@@ -103,6 +103,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield from _of_watch(watch, index)
     yield from _of_servers(snapshot.supervised)
     yield from stages.samples(snapshot)
+    yield from gpuctl.samples(snapshot)
     yield from _of_kernel(snapshot.kernel)
 
 

@@ -14,6 +14,8 @@ GPU = ("gpu", "UUID", "pci_bus_id", "model_name", "hostname")
 PORT = ("port", "scope")
 SERVER = ("server",)
 ASLEEP = ("server", "port", "scope")
+RULE = ("rule",)
+APPLICATION = ("pid", "gpu", "UUID")
 HOST = "memscaler_host_info"  # the only one whose labels an operator may add to
 
 # Upper bounds in seconds: from the kernel's timestamp of a connection to the return of the driver call.
@@ -224,7 +226,63 @@ SPECS = (
     ),
     Spec("memscaler_suspend_entered_total", Kind.COUNTER, "Times the machine was suspended."),
     Spec("memscaler_suspend_failures_total", Kind.COUNTER, "Times it was to be suspended and was not."),
+    Spec(
+        "memscaler_suspend_wake_seconds",
+        Kind.HISTOGRAM,
+        "How long it took from a resume of the machine until every server was back.",
+    ),
     Spec("memscaler_suspend_asleep_seconds_total", Kind.COUNTER, "Time in which the machine slept."),
+    # ---- other programs of the GPUs, where a rule is configured or GVM's driver is there
+    Spec("memscaler_arbiter_up", Kind.GAUGE, "1: the process that sets things on other programs of the GPUs runs."),
+    Spec("memscaler_gpuctl_rule_active", Kind.GAUGE, "1: the rule is in force. when: busy or quiet.", (*RULE, "when")),
+    Spec("memscaler_gpuctl_rule_seconds_total", Kind.COUNTER, "Time in which the rule was in force.", RULE),
+    Spec(
+        "memscaler_gpuctl_controlled",
+        Kind.GAUGE,
+        "What the rule has set now, by what (knob) and how (means), counted by process and GPU.",
+        (*RULE, "knob", "means"),
+    ),
+    Spec(
+        "memscaler_gpuctl_frozen_seconds",
+        Kind.GAUGE,
+        "How long that process is frozen which the rule has frozen the longest; 0: none is.",
+        RULE,
+    ),
+    Spec(
+        "memscaler_gpuctl_actions_total",
+        Kind.COUNTER,
+        "What the rule did to processes. outcome: applied, released or failed.",
+        (*RULE, "outcome"),
+    ),
+    Spec(
+        "memscaler_gpuctl_last_act_seconds",
+        Kind.GAUGE,
+        "From a client's coming until all was set, the last time.",
+        RULE,
+    ),
+    Spec(
+        "memscaler_gvm_memory_current_bytes",
+        Kind.GAUGE,
+        "Managed device memory of the process, as GVM tells. gpu: gvm8 where only GVM's number is known.",
+        APPLICATION,
+    ),
+    Spec(
+        "memscaler_gvm_memory_limit_bytes",
+        Kind.GAUGE,
+        "The most of it that stays on the GPU; +Inf: no limit.",
+        APPLICATION,
+    ),
+    Spec("memscaler_gvm_swap_bytes", Kind.GAUGE, "What of it is in the host's memory.", APPLICATION),
+    Spec("memscaler_gvm_compute_priority", Kind.GAUGE, "0 to 15; lower is higher, 8 is usual.", APPLICATION),
+    Spec("memscaler_gvm_compute_freeze", Kind.GAUGE, "1: its work is kept off the GPU.", APPLICATION),
+    Spec(
+        "memscaler_gvm_kernels_submitted_total",
+        Kind.COUNTER,
+        "CUDA kernels that it launched; without CUDA graphs, and 0 without GVM's layer in the process.",
+        APPLICATION,
+    ),
+    Spec("memscaler_gvm_kernels_ended_total", Kind.COUNTER, "Those that have ended.", APPLICATION),
+    Spec("memscaler_gvm_kernels_pending", Kind.GAUGE, "Those that have not; 0 is no proof of idleness.", APPLICATION),
     # ---- the kernel side
     Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),
     Spec(

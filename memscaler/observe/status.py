@@ -11,7 +11,7 @@ from typing import Any
 from memscaler.core.model import SECOND_NS
 from memscaler.core.servers import Supervised
 from memscaler.core.snapshot import GpuSnapshot, HoldSnapshot, Snapshot, Transition, Ungoverned, WatchSnapshot
-from memscaler.observe import stages
+from memscaler.observe import gpuctl, stages
 
 SCHEMA = 1
 
@@ -35,6 +35,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "watches": [_watch(watch, names) for watch in snapshot.watches],
         "servers": _servers(snapshot.supervised, names),
         "sleep": stages.document(snapshot, names, time.time()),
+        "gpuctl": gpuctl.document(snapshot, names, time.time()),
         "waiting": [{"watch": watch, "reason": reason} for watch, reason in snapshot.waiting.items()],
         "ungoverned": [_ungoverned(each) for each in snapshot.ungoverned],
         "transitions": [_transition(each, names) for each in snapshot.transitions],

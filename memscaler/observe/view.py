@@ -19,18 +19,18 @@ from typing import Any
 from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import GpuSnapshot, Snapshot
 from memscaler.core.text import energy, idle_time
+from memscaler.observe import gpuctl
 from memscaler.observe.status import document
+from memscaler.observe.words import NONE, span
 
 Fields = Mapping[str, str]
 Document = Mapping[str, Any]
 
-LISTS = ("ports", "servers", "asleep", "changes", "notes")  # hidden while they are empty
+LISTS = ("ports", "servers", "asleep", "rules", "changes", "notes")  # hidden while they are empty
 STUCK = "It could not be brought back: memscaler status tells why."
 SLEEPER_DOWN = "Nothing goes down the ladder now: memscaler status tells why."
 WINDOW_S = 600.0  # of the plots
 MOST_CHANGES = 12
-NONE = "\N{EN DASH}"
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _PID = re.compile(r"\s*\(?\bpid \d+\)?")
 _HEARD = {"connection": "a client connected", "ledger": "a client was found connected"}
 _USUAL = {"awake": "a client is connected", "cooling": "no connection is at work", "held": "something holds it"}
@@ -83,6 +83,7 @@ def view(snapshot: Snapshot) -> View:
         "ports": tuple(Entry(_printable(f"{port['port']}@{port['scope']}"), _clean(_port(port))) for port in ports),
         "servers": tuple(Entry(server["name"], _clean(_server(server))) for server in told["servers"]),
         "asleep": tuple(_asleep(told["sleep"])),
+        "rules": tuple(Entry(name, _clean(texts)) for name, texts in gpuctl.rows(told["gpuctl"])),
         "changes": tuple(_changes(told["transitions"], now_unix_s)),
         "notes": tuple(_notes(told, snapshot)),
     }
@@ -151,6 +152,7 @@ def _notes(told: Document, snapshot: Snapshot) -> Iterator[Entry]:
     notes += [("The kernel", notice) for notice in snapshot.kernel.notices]
     notes += [("Servers", notice) for notice in snapshot.supervised.notices]
     notes += _of_sleep(told["sleep"])
+    notes += gpuctl.remarks(told["gpuctl"])
     for number, (about, text) in enumerate(notes):
         yield Entry(str(number), _clean({"about": f"{about}:", "text": text}))
 
@@ -289,16 +291,6 @@ def _plot(gpu: GpuSnapshot, at_s: float) -> Plot:
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
-
-
-def span(seconds: float) -> str:
-    """A time for people: "2 d 3 h", "4 min 10 s", "12 s"."""
-    left = max(0, round(seconds))
-    for (unit, size), (smaller, small) in pairwise(_UNITS):
-        if left >= size:
-            rest = left % size // small
-            return f"{left // size} {unit}" + f" {rest} {smaller}" * bool(rest)
-    return f"{left} s"
 
 
 def _until(left_s: float | None) -> str:

@@ -34,14 +34,19 @@ IDS = [
     "MS-SERVER-02",
     "MS-SERVER-03",
     "MS-RIVAL-01",
+    "MS-GVM-01",
+    "MS-GVM-02",
+    "MS-GVM-03",
     "MS-CONFIG-01",
     "MS-CONFIG-02",
     "MS-CONFIG-03",
     "MS-CONFIG-04",
+    "MS-CONFIG-05",
     "MS-UNIT-01",
     "MS-UNIT-02",
     "MS-UNIT-03",
     "MS-UNIT-04",
+    "MS-UNIT-05",
     "MS-DAEMON-01",
     "MS-DAEMON-02",
     "MS-DAEMON-03",
@@ -111,6 +116,7 @@ def test_some_checks(folder):
         "MS-UNIT-02",
         "MS-UNIT-03",
         "MS-UNIT-04",
+        "MS-UNIT-05",
     ]
     result = run(folder, "MS-KERNEL-99")
     assert (result.returncode, result.stdout) == (2, "")

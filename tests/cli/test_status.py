@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.cli.sleep_text import machine_texts, wake_text
 from memscaler.core.servers import ServerReport, ServerState
 from memscaler.daemon.requests import Status
 from tests.asked import STATUS, answering
@@ -671,3 +672,25 @@ def test_the_keys_of_the_document(tmp_path):
         KEYS.write_text(found)
     assert found == KEYS.read_text()
     assert document["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("following", "stages", "text"),
+    [
+        ("stop-server", CHAT["stages"], "12s"),  # what comes next is known
+        ("server-sleep", CHAT["stages"], "12s"),  # it is not: the deepest it has been in
+        (None, [{**CHAT["stages"][1], "wake": {"count": 2, "median_s": 0.018, "worst_s": 0.02}}], "18ms"),
+        ("suspend", [], "-"),
+    ],
+)
+def test_a_server_that_is_up_tells_what_its_next_wake_would_take(following, stages, text):
+    """As far as earlier wakes tell."""
+    assert wake_text({**UP, "next": following, "stages": stages}) == text
+
+
+def test_the_machine_tells_how_long_it_took_until_its_servers_were_back():
+    """Behind how often it slept."""
+    machine = {**NO_MACHINE, "suspends": 2, "asleep_s": 7200.0, "wake": {"count": 1, "median_s": 65.0, "worst_s": 65.0}}
+    assert dict(machine_texts(machine))["slept:"] == (
+        "suspended 2 times, asleep for 2h in all; wakes in 1m 5s, servers and all"
+    )

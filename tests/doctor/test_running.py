@@ -52,6 +52,30 @@ def test_a_daemon_that_is_well(tmp_path, free_port):
         assert governor.stop() == 0
 
 
+def asleep(**server):
+    """What a daemon says of one server that sleeps, or does not."""
+    told = {"name": "chat", "rung": "up", "standing": "up", "missing": False, "why_not": "", "note": "", **server}
+    return {"problem": "", "servers": [told], "machine": {"rung": "up", "why_not": []}, "gpus": [], "pid": 1}
+
+
+@pytest.mark.parametrize(
+    ("sleep", "seen"),
+    [
+        (asleep(rung="stuck", standing="stuck in stop-server", note="no"), "stuck in stop-server: no"),
+        (asleep(standing="not there", missing=True, why_not="nobody listens"), "is not there: nobody listens"),
+        ({**asleep(), "problem": "the sleeper has died"}, "the sleeper: the sleeper has died"),
+        ({**asleep(), "machine": {"rung": "stuck", "why_not": ["no"]}}, "the machine is not suspended: no"),
+        (asleep(), "it waits for nothing and has nothing to remark"),
+    ],
+)
+def test_deeper_sleep_that_is_not_well(tmp_path, sleep, seen):
+    """A server that does not come back is no pass."""
+    with answer_of(tmp_path, sleep=sleep):
+        found = doctor(tmp_path, "MS-DAEMON-03", env={"MEMSCALER_METRICS": "off"})
+    assert only(found, "MS-DAEMON-03")["seen"] == seen
+    assert only(found, "MS-DAEMON-03")["result"] == ("PASS" if seen.startswith("it ") else "WARN")
+
+
 def test_a_daemon_that_stands_still(tmp_path):
     """It does not answer, and that is said after some seconds, once."""
     with listener() as server, governing(tmp_path, "a40", "--port", f"{port_of(server)}:gpu0") as governor:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from memscaler import resources
+from memscaler.config.load import load
+from memscaler.daemon import systemd
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.model import Result
 from memscaler.daemon.setup.program import program_path
@@ -240,3 +242,92 @@ def test_odd_names_in_remedies(machine, runtime_dir):
     assert found["remedy"] == f"sudo chmod go-w '{odd}'"
     machine.write("/etc/systemd/system/a;b.service", "[Service]\nExecStart=/usr/bin/memscaler run\n")
     assert machine.findings("MS-UNIT-01")[0].remedy == "sudo systemctl disable --now 'a;b.service'"
+
+
+# ---- deeper sleep, and the gateway ----------------------------------------------------------------------------------
+
+STOPPED = """
+discover = true
+[[server]]
+name = "chat"
+command = "/bin/true --port 8090"
+port = 8090
+[[stage]]
+do = "stop-server"
+after = "1h"
+"""
+GATEWAY = '[[gateway]]\nlisten = "0.0.0.0:8080"\nto = "127.0.0.1:8090"\nserver = "chat"\n'
+
+
+def configured(machine, tmp_path, text):
+    """The machine with this configuration, as the doctor reads it."""
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    found = load({}, {}, file)
+    machine.with_settings(servers=found.servers, stages=found.stages, gateways=found.gateways, discover=found.discover)
+    return file
+
+
+def test_a_server_that_nobody_would_bring_back(machine, tmp_path, runtime_dir):
+    """In the words of `config check`, and gone with the gateway that names it."""
+    file = configured(machine, tmp_path, STOPPED)
+    finding = machine.check("MS-CONFIG-05")
+    assert finding.result is Result.WARN
+    assert "once chat is stopped no [[gateway]] brings it back" in finding.seen
+    said = memscaler("config", "check", str(file))
+    assert finding.seen in " ".join((said.stdout + said.stderr).split())
+    assert only(doctor(runtime_dir, "MS-CONFIG-05", "--config", str(file)), "MS-CONFIG-05")["result"] == "WARN"
+    configured(machine, tmp_path, STOPPED + GATEWAY)
+    assert machine.check("MS-CONFIG-05").result is Result.PASS
+    machine.context.examined = None
+    assert machine.check("MS-CONFIG-05").result is Result.UNKNOWN
+
+
+def test_the_unit_of_the_gateway(machine, tmp_path):
+    """Where there are gateways: installed, unmasked, enabled, and with a program; else it is not to be enabled."""
+    wants = machine.root / "etc/systemd/system/multi-user.target.wants"
+    assert machine.check("MS-UNIT-05").result is Result.PASS
+    configured(machine, tmp_path, STOPPED + GATEWAY)
+    finding = machine.check("MS-UNIT-05")
+    assert (finding.result, "1 [[gateway]] table, and" in finding.seen) == (Result.WARN, True)
+    assert finding.remedy.endswith("setup")
+    machine.write(f"{LIB}/{systemd.GATEWAY}", (resources.systemd_dir() / systemd.GATEWAY).read_text())
+    assert machine.check("MS-UNIT-05").result is Result.FAIL
+    machine.write("/usr/bin/memscaler")
+    assert machine.check("MS-UNIT-05").remedy == "sudo systemctl enable --now memscaler-gateway"
+    wants.mkdir(parents=True)
+    (wants / systemd.GATEWAY).symlink_to(f"{LIB}/{systemd.GATEWAY}")
+    finding = machine.check("MS-UNIT-05")
+    assert (finding.result, "is enabled; systemd does not run here" in finding.seen) == (Result.UNKNOWN, True)
+    configured(machine, tmp_path, STOPPED)
+    finding = machine.check("MS-UNIT-05")
+    assert (finding.result, "no [[gateway]] is configured: it cannot start" in finding.seen) == (Result.WARN, True)
+    configured(machine, tmp_path, STOPPED + GATEWAY)
+    (machine.root / f"etc/systemd/system/{systemd.GATEWAY}").symlink_to("/dev/null")
+    assert machine.check("MS-UNIT-05").remedy == "sudo systemctl unmask memscaler-gateway"
+
+
+def test_a_drop_in_that_stages_need(installed, tmp_path):
+    """Missing: by setup, or of a package by the one command; there by its name, or by what it sets."""
+    configured(installed, tmp_path, STOPPED)
+    assert installed.context.settings.stages
+
+    def missing():
+        return [each for each in installed.findings("MS-UNIT-01") if "sleep.conf" in each.seen]
+
+    (finding,) = missing()
+    assert finding.result is Result.WARN
+    place = f"{ETC}/memscaler.service.d/sleep.conf"
+    assert f"install -D -m 644 {resources.systemd_dir() / 'memscaler.sleep.conf'} {place}" in finding.remedy
+    installed.write(f"{ETC}/memscaler.service", UNIT)
+    assert missing()[0].remedy.endswith("/memscaler setup")
+    other = installed.write(f"{ETC}/memscaler.service.d/override.conf", "[Service]\nTimeoutStopSec=1h\n")
+    assert missing()
+    other.write_text("[Service]\nTimeoutStopSec=1h\nDeviceAllow=char-nvidia-uvm rw\n")
+    assert not missing()
+    other.unlink()
+    installed.write(place, "[Service]\nTimeoutStopSec=1h\n")
+    assert not missing()
+    installed.with_settings(stages=())
+    (installed.root / place.lstrip("/")).unlink()
+    assert not missing()

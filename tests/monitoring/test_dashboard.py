@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.core.gpuctl import Gpuctl, GvmReading, RuleState
 from memscaler.core.servers import ServerReport, ServerState
 from memscaler.core.snapshot import GpuSnapshot, Identity, KernelSnapshot, Snapshot, StageWakes
 from memscaler.core.stages import MachineSleep, Rung, Sleep, SleepingServer, Spent, Stage, StageTotals
@@ -29,7 +30,7 @@ from tests.supervisors import tell
 DASHBOARD = json.loads((RULES.parents[1] / "grafana" / "memscaler.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EVERY = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
-DEEPER = [each for each in EVERY if re.search(r"memscaler_(gpu_)?(stage|suspend|sleeper)", each[1])]
+DEEPER = [each for each in EVERY if re.search(r"memscaler_(gpu_)?(stage|suspend|sleeper|gpuctl|gvm)", each[1])]
 QUERIES = [each for each in EVERY if each not in DEEPER]
 VARIABLES = {
     "$__rate_interval": "20s",
@@ -37,7 +38,7 @@ VARIABLES = {
     "$instance": ".*",
     "$gpu": ".*",
 }
-UNITS = {"short", "watt", "joule", "percentunit", "s", "hertz", "celsius", "cps"}
+UNITS = {"short", "watt", "joule", "percentunit", "s", "hertz", "celsius", "cps", "bytes"}
 
 
 class Prometheus:
@@ -171,7 +172,11 @@ def ladder(age_s: float) -> Snapshot:
     told = Sleep(1, (stopped, stuck), machine)
     leaving = (StageWakes(8080, "", "chat", Stage.STOP_SERVER, latencies.freeze()),)
     kernel = KernelSnapshot({"tracepoint": True}, {}, 0)
-    return Snapshot(0, 1.0, "1", "", "box", False, (gpu,), (), kernel, sleep=told, stage_wakes=leaving)
+    rule = RuleState("batch", "busy", holds=bool(wakes % 2), applied=wakes, released=wakes, failed=1)
+    reading = GvmReading(17, 17, 0, "GPU-1", "train", 1 << 30, None, 0, kernels_submitted=wakes)
+    gpuctl = Gpuctl(2, gvm=True, rules=(rule,), readings=(reading,))
+    more = {"sleep": told, "stage_wakes": leaving, "gpuctl": gpuctl}
+    return Snapshot(0, 1.0, "1", "", "box", False, (gpu,), (), kernel, **more)
 
 
 @pytest.mark.parametrize(("title", "expression"), DEEPER, ids=[title for title, _ in DEEPER])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, GvmReading, Knob, Means, RuleState
 from memscaler.core.servers import ServerReport, ServerState, Supervised, SupervisorReport
 from memscaler.core.snapshot import (
     GpuReading,
@@ -51,6 +52,40 @@ STUCK = SleepingServer(
 MACHINE = MachineSleep(
     wanted=True, why_not=("alice is logged in",), alarm_unix_s=1_700_040_000.0, suspends=4, failed=1, asleep_s=7200.5
 )
+
+LATER_S = 4_000_000_000.0  # of a clock that was set back since: nothing is younger than nothing
+FROZEN = Controlled(
+    "batch-waits", 4711, "train of alice", Knob.COMPUTE_FREEZE, Means.SIGNAL, 1, 0, A40.uuid, "batch.service",
+    since_unix_s=LATER_S,
+)  # fmt: skip
+GPUCTL = Gpuctl(
+    4713,
+    gvm=True,
+    rules=(
+        RuleState(
+            "batch-waits", "busy", holds=True, since_unix_s=1_700_003_000.0, for_=("8080",), why_not="bob is in the way",
+            applied=4, released=2, failed=1, seconds=1200.5, first_s=(0.0021, 0.0018, 0.004),
+        ),
+        RuleState("nights", "quiet"),
+    ),
+    controlled=(
+        FROZEN,
+        Controlled("batch-waits", 4711, "train of alice", Knob.CPU_NICE, Means.NICE, 10, 0, since_unix_s=LATER_S),
+        Controlled("batch-waits", 4712, "train of bob", Knob.COMPUTE_FREEZE, Means.CGROUP, 1, problem="bob's: refused"),
+        Controlled(
+            "batch-waits", 4714, "web", Knob.MEMORY_LIMIT, Means.GVM, 6 << 30, NO_LIMIT, A40.uuid, "", "web", LATER_S
+        ),
+    ),
+    first=(A40.uuid,),
+    readings=(
+        GvmReading(4714, 4714, 0, A40.uuid, "web", 5 << 30, 6 << 30, 1 << 20, 2, 0, 500, 480, 20),
+        GvmReading(4714, 4720, 0, A40.uuid, "web", 1 << 30, 1 << 30, 0, 8, 1, 10, 10, 0),
+        GvmReading(4715, 4715, 8, "", "unknown board", 4096, NO_LIMIT, compute_priority=8),
+        GvmReading(4716, 4716, 16, "GPU-of-nobody", "bare"),
+    ),
+    read_unix_s=1_700_003_590.0,
+    notes={"readings": "cut"},
+)  # fmt: skip
 
 
 def _histogram(latencies: Latencies, *each_s: float) -> Histogram:
@@ -134,6 +169,7 @@ def snapshot() -> Snapshot:
         supervised=Supervised((SupervisorReport("alice", 99, 1.0, (SERVER, WITHOUT_PORT)),)),
         sleep=Sleep(4712, (ASLEEP, STUCK), MACHINE),
         stage_wakes=(StageWakes(8080, "", "chat", Stage.STOP_SERVER, STAGE_WAKES),),
+        gpuctl=GPUCTL,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
+from memscaler.cli import gpuctl_text
 from memscaler.cli.output import plain, span
 from memscaler.cli.sleep_text import machine_texts, wake_text
 from memscaler.cli.sleep_text import server_text as sleep_text_of
@@ -37,6 +38,7 @@ SERVER_STATES = {
 }
 RUNGS = ("stuck", "entering", "leaving", "down", "up")  # as they need attention
 RUNG_STYLES = {"down": "green", "entering": "yellow", "leaving": "yellow", "stuck": "bold red"}
+RULE_STYLES = {"held": "magenta", "unmanaged": "bold red"}
 SERVER_WIDTH = 24
 MOST_SERVERS = 8
 QUIT = ("q", "quit")
@@ -98,6 +100,7 @@ def try_out(document: Document) -> None:
     _transitions(document, len(document["transitions"]) + 2)
     _servers(document, len(document.get("servers", ())) + 2)
     _sleep(document, MOST_SERVERS + 4)
+    _rules(document, MOST_SERVERS + 3)
     for gpu in view.gpus:
         view.selected = gpu["uuid"]
         _gpu_row(view, gpu, (LEAST_SPARK, LEAST_SPARK), is_chosen=True)
@@ -126,6 +129,7 @@ def _body(view: View, width: int, height: int) -> list[Text]:
     parts = [*head, Text(), *rows, Text(), *detail, Text()]
     parts += _servers(view.document, min(MOST_SERVERS + 2, height - len(parts) - LOWEST_BODY))
     parts += _sleep(view.document, min(MOST_SERVERS + 4, height - len(parts) - LOWEST_BODY))
+    parts += _rules(view.document, min(MOST_SERVERS + 3, height - len(parts) - LOWEST_BODY))
     return parts + _transitions(view.document, height - len(parts))
 
 
@@ -282,6 +286,28 @@ def _sleep(document: Document, room: int) -> list[Text]:
 def _of_machine(told: Document) -> list[tuple[str, str]]:
     problem = [("sleeper stuck:", plain(told["problem"]))] if told["problem"] else []
     return [*problem, *machine_texts(told["machine"])]
+
+
+# ---- other programs ------------------------------------------------------------------------------------------------
+
+
+def _rules(document: Document, room: int) -> list[Text]:
+    """Rules for other programs, those in force first; what is wrong with the arbiter; an empty line."""
+    told = document.get("gpuctl")
+    if not told or not (told["rules"] or told["problem"]) or room < 3:  # noqa: PLR2004  # heading, one, the empty line
+        return []
+    about = [Text(f"  arbiter: {plain(told['problem'])}", "bold red")] if told["problem"] else []
+    shown = sorted(told["rules"], key=lambda rule: not rule["holds"])[: room - 2 - len(about)]
+    hidden = len(told["rules"]) - len(shown)
+    heading = f"  {'RULE':{SERVER_WIDTH}} {'NOW':9} {'SINCE':>7}  {'ACTS IN':8}"
+    found = [Text(heading.rstrip() + f"  (+{hidden})" * bool(hidden), "dim")]
+    for rule in shown:
+        line = Text(f"  {shortened(plain(rule['name']), SERVER_WIDTH):{SERVER_WIDTH}} ")
+        line.append(f"{gpuctl_text.standing(rule):9}", RULE_STYLES.get(gpuctl_text.paint_of(rule, told), ""))
+        line.append(f" {span(rule['since_s']):>7}  {gpuctl_text.acts_in(rule):8}")
+        line.append(f"  {gpuctl_text.rule_text(rule, told['controlled'])}", "dim")
+        found.append(line)
+    return [*found, *about, Text()]
 
 
 # ---- what was ------------------------------------------------------------------------------------------------------

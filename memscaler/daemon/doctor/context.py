@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from memscaler.config.load import Examined
 from memscaler.config.schema import Settings
 from memscaler.core.errors import DaemonNotRunning, DaemonRunning, GpuError, MemscalerError
+from memscaler.core.gpuctl import Ability
 from memscaler.daemon import discovery, lock, targets
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.doctor.distribution import Distribution, distribution
@@ -42,7 +43,8 @@ class Context:
 
     settings: those in force, as far as they are good. examined: the configuration; None: it may not be read.
     root: of the files that are looked at; another one in tests only. euid: of this process.
-    ask_status: asks the running daemon. environment: with it children find the simulated driver, too.
+    ask_status: asks the running daemon. look_abilities: what can be set on processes here; nvml: why the driver does
+    not tell who is on its GPUs, "" if it does. environment: with it children find the simulated driver, too.
     probe: things may be tried. stop: set when somebody wants this to end.
     """
 
@@ -55,6 +57,7 @@ class Context:
     environment: Mapping[str, str] = field(default_factory=dict)
     probe: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
+    look_abilities: Callable[[str], Sequence[Ability]] = lambda _nvml: ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _made: dict[str, tuple[Attempt[Any], float]] = field(default_factory=dict)
 
@@ -89,6 +92,10 @@ class Context:
     def status(self) -> Document:
         """What the daemon says. Raise MemscalerError, or NoAnswer."""
         return self._once("status", "the daemon", self.ask_status, STATUS_PATIENCE_S)
+
+    def abilities(self) -> Sequence[Ability]:
+        """What can be set on the processes of GPUs, and by what. Raise NoAnswer."""
+        return self._once("abilities", "the kernel", self._look_abilities, STATUS_PATIENCE_S + PATIENCE_S)
 
     def processes(self) -> Processes:
         """Who runs. Raise OSError, or NoAnswer."""
@@ -132,6 +139,13 @@ class Context:
         if attempt is not None and not attempt[0].pending:
             with contextlib.suppress(MemscalerError, NoAnswer):
                 self.driver().close()
+
+    def _look_abilities(self) -> Sequence[Ability]:
+        try:
+            targets.contexts(self.driver())
+        except (GpuError, NoAnswer) as error:
+            return self.look_abilities(str(error))
+        return self.look_abilities("")
 
     def _look(self) -> tuple[Found, ...]:
         driver_contexts = self.contexts()

@@ -77,8 +77,28 @@ def remarks(context: Context) -> Iterator[Verdict]:
         )
     for notice in status["notices"]:
         yield warned(str(notice), "see its log: journalctl -u memscaler")
-    if not status["waiting"] and not status["notices"]:
+    asleep = list(_asleep(status))
+    yield from asleep
+    if not status["waiting"] and not status["notices"] and not asleep:
         yield passed("it waits for nothing and has nothing to remark")
+
+
+def _asleep(status: Document) -> Iterator[Verdict]:
+    """What is wrong with deeper sleep."""
+    told = status.get("sleep")
+    if not told:
+        return
+    if told["problem"]:
+        yield warned(f"the sleeper: {told['problem']}", "see its log: journalctl -u memscaler")
+    for each in told["servers"]:
+        if each["rung"] == "stuck":
+            seen = f"{each['standing']}: {each['note'] or 'it does not come back'}"
+            yield warned(seen, "mend what it says: it is tried again and again", each["name"])
+        elif each.get("missing"):  # one of an earlier version does not tell
+            yield warned(f"is not there: {each['why_not']}", "memscaler servers list", each["name"])
+    if told["machine"]["rung"] == "stuck":
+        why = "; ".join(told["machine"]["why_not"]) or "it could not be suspended"
+        yield warned(f"the machine is not suspended: {why}", "memscaler suspend status")
 
 
 def guardian(context: Context) -> Verdict:

@@ -10,12 +10,15 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from memscaler.config import gpuctl_doubts
 from memscaler.config.environment import unknown as unknown_variables
+from memscaler.config.sleep_doubts import doubts
 from memscaler.core.errors import PermissionMissing
 from memscaler.daemon import systemd
 from memscaler.daemon.doctor import units
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import Result, Verdict, failed, passed, unknown, warned
+from memscaler.daemon.setup import drop_ins
 from memscaler.daemon.setup.program import program_path
 from memscaler.history.reader import HistoryMissing, HistoryUnreadable, open_history
 from memscaler.history.store import DAMAGED
@@ -44,6 +47,14 @@ def installed(context: Context) -> Iterator[Verdict]:
     if program.startswith("/") and not context.at(program).exists():
         yield failed(f"{unit.path} starts {program}, which is not there", "systemctl edit memscaler: ExecStart=, twice")
         return
+    names, keys = units.drop_ins(context.root)
+    for each in drop_ins.needed(context.settings):
+        if each.name not in names and not each.keys <= keys:
+            place = f"/etc/systemd/system/{systemd.UNIT}.d/{each.name}"
+            by_hand = f"sudo install -D -m 644 {shlex.quote(str(each.source))} {place}; sudo systemctl daemon-reload"
+            is_setups = unit.path.is_relative_to(context.at("/etc"))  # setup refuses beside a package
+            seen = f"{each.why} need more than the unit grants, and it has no {each.name}"
+            yield warned(seen, _install() if is_setups else f"{by_hand}; sudo systemctl restart memscaler", each.name)
     yield _state(context, unit)
 
 
@@ -52,19 +63,39 @@ def _install() -> str:
     return f"sudo {shlex.quote(str(program_path()))} setup"
 
 
-def _state(context: Context, unit: units.Unit) -> Verdict:
+def _state(context: Context, unit: units.Unit, name: str = "memscaler") -> Verdict:
     known = f"{unit.path} is {'enabled' if unit.enabled else 'not enabled'}"
     if not unit.enabled:
-        return warned(known, "sudo systemctl enable --now memscaler")
+        return warned(known, f"sudo systemctl enable --now {name}")
     if not systemd.is_running(context.root):
         return unknown(f"{known}; systemd does not run here", "start it by what starts services on this machine")
-    state = systemd.active_state()
+    state = systemd.active_state(f"{name}.service")
     if state == "active":
         return passed(f"{known} and active")
     if not state:
-        return unknown(f"{known}; systemd does not tell whether it is active", "systemctl status memscaler")
+        return unknown(f"{known}; systemd does not tell whether it is active", f"systemctl status {name}")
     tell = failed if state == "failed" else warned
-    return tell(f"{known} and {state}", "systemctl status memscaler tells why; then sudo systemctl restart memscaler")
+    return tell(f"{known} and {state}", f"systemctl status {name} tells why; then sudo systemctl restart {name}")
+
+
+def gateway(context: Context) -> Verdict:
+    """Its unit, where there are [[gateway]] tables."""
+    count = len(context.settings.gateways)
+    unit, name = units.find(context.root, systemd.GATEWAY), systemd.GATEWAY.removesuffix(".service")
+    if not count:
+        if unit is not None and unit.enabled and not unit.masked:
+            seen = f"{unit.path} is enabled, and no [[gateway]] is configured: it cannot start"
+            return warned(seen, f"add a [[gateway]] table, or sudo systemctl disable --now {name}")
+        return passed("no [[gateway]] is configured")
+    about = f"{count} [[gateway]] table{'s' * (count != 1)}, and "
+    if unit is None:
+        return warned(f"{about}{systemd.GATEWAY} is not installed; `memscaler gateway` needs none", _install())
+    if unit.masked:
+        return warned(f"{about}{unit.path} is masked", f"sudo systemctl unmask {name}")
+    program = unit.program("ExecStart")
+    if program.startswith("/") and not context.at(program).exists():
+        return failed(f"{unit.path} starts {program}, which is not there", f"systemctl edit {name}: ExecStart=, twice")
+    return _state(context, unit, name)
 
 
 def directory(context: Context) -> Iterator[Verdict]:
@@ -178,6 +209,18 @@ def configuration(context: Context) -> Verdict:
         return warned(f"{name}: good, but no port is watched", "add a [[watch]] table, or discover = true")
     ports = len(settings.watches)
     return passed(f"{name}: good, {ports} port{'s' * (ports != 1)}" + ", and what is found" * settings.discover)
+
+
+def deeper(context: Context) -> Iterator[Verdict]:
+    """What `config check` doubts, in the same words."""
+    if context.examined is None:
+        yield unknown("the configuration may not be read by this user")
+        return
+    sentences = (*doubts(context.settings), *gpuctl_doubts.here(context.settings))
+    for sentence in sentences:
+        yield warned(sentence, "change it if it is not meant so; `memscaler config check` tells the same")
+    if not sentences:
+        yield passed("nothing to doubt in [[stage]], [[gateway]] and [suspend]")
 
 
 def trusted(context: Context) -> Verdict:

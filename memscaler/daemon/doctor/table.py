@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memscaler.daemon.doctor import gpus, kernel, probing, running, servers, service
+from memscaler.daemon.doctor import gpus, gvm, kernel, probing, running, servers, service
 from memscaler.daemon.doctor.model import DRIVER_DEADLINE_S, Check
 
 BCC_DEADLINE_S = 25.0
@@ -171,6 +171,29 @@ CHECKS = (
         servers.others,
     ),
     Check(
+        "MS-GVM-01",
+        "GVM",
+        "GVM's driver, which limits the GPU memory of a process and lets others go first. Without it all else works; "
+        "it fails only if a `[[gpuctl]]` rule wants what only GVM has. Only root may look there.",
+        gvm.driver,
+        LOOK_DEADLINE_S,
+    ),
+    Check(
+        "MS-GVM-02",
+        "what can be set",
+        "What can be told of the processes on GPUs and set on them here, and by what: GVM's driver, cgroup v2, "
+        "signals, priorities. It fails where a `[[gpuctl]]` rule wants what is not possible here.",
+        gvm.abilities,
+        LOOK_DEADLINE_S,
+    ),
+    Check(
+        "MS-GVM-03",
+        "gpuctl rules",
+        "The arbiter runs, the process beside the daemon that does what `[[gpuctl]]` rules say, and nothing keeps a "
+        "rule from it.",
+        gvm.arbiter,
+    ),
+    Check(
         "MS-CONFIG-01",
         "configuration",
         "What `memscaler config check` says about the file and this shell's environment.",
@@ -197,10 +220,18 @@ CHECKS = (
         DRIVER_DEADLINE_S,
     ),
     Check(
+        "MS-CONFIG-05",
+        "deeper sleep",
+        "`[[stage]]`, `[[gateway]]` and `[suspend]` tables go together: a server that a stage stops has a gateway "
+        "here that brings it back, and nothing waits for what cannot come.",
+        service.deeper,
+    ),
+    Check(
         "MS-UNIT-01",
         "unit",
-        "memscaler.service is installed once, starts a program that is there, is enabled and active. A file of it"
-        " in `/etc` hides that of the package, also after an upgrade.",
+        "memscaler.service is installed once, starts a program that is there, is enabled and active, and has the "
+        "drop-ins that the configuration needs. A file of it in `/etc` hides that of the package, also after an "
+        "upgrade.",
         service.installed,
     ),
     Check(
@@ -223,6 +254,13 @@ CHECKS = (
         service.history,
     ),
     Check(
+        "MS-UNIT-05",
+        "gateway",
+        "Where there are `[[gateway]]` tables: memscaler-gateway.service is installed, starts a program that is there, "
+        "is enabled and active. A gateway that was started by hand is none of it.",
+        service.gateway,
+    ),
+    Check(
         "MS-DAEMON-01",
         "daemon",
         "A daemon answers, is of the version that is installed, and governs.",
@@ -237,7 +275,7 @@ CHECKS = (
     Check(
         "MS-DAEMON-03",
         "its remarks",
-        "It waits for no server or container that was named, and has no notices.",
+        "It waits for no server or container that was named, has no notices, and each server that slept came back.",
         running.remarks,
     ),
     Check(

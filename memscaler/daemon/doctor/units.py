@@ -70,6 +70,15 @@ def find(root: Path, name: str = NAME) -> Unit | None:
     return Unit(first, tuple(hidden), enabled, first.resolve() == Path("/dev/null"), service)
 
 
+def drop_ins(root: Path, name: str = NAME) -> tuple[frozenset[str], frozenset[str]]:
+    """Their names, and the keys that they set."""
+    service: dict[str, list[str]] = {}
+    found = _drop_ins(root, name)
+    for path in found:
+        _read(path, service)
+    return frozenset(path.name for path in found), frozenset(service)
+
+
 def others(root: Path) -> list[str]:
     """Services of other names that run memscaler, too."""
     found = set()
