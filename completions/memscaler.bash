@@ -182,13 +182,39 @@ _memscaler_value() {
     'analyze --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'analyze --runtime-dir') kind=directory words='' ;;
     analyze) kind=file words='' ;;
+    'gpuctl ls --config') kind=file words='' ;;
+    'gpuctl ls --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'gpuctl ls --runtime-dir') kind=directory words='' ;;
+    'gpuctl ls --gvm-root') kind=directory words='' ;;
+    'gpuctl ls --proc-root') kind=directory words='' ;;
+    'gpuctl get --config') kind=file words='' ;;
+    'gpuctl get --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'gpuctl get --runtime-dir') kind=directory words='' ;;
+    'gpuctl get --gvm-root') kind=directory words='' ;;
+    'gpuctl get --proc-root') kind=directory words='' ;;
+    'gpuctl get') kind=words words='memory.limit compute.priority compute.freeze cpu.nice cpu.weight' ;;
+    'gpuctl set --how') kind=words words='auto gvm cgroup signal' ;;
+    'gpuctl set --timeout') kind=words words='30s 5m 30m 2h' ;;
+    'gpuctl set --config') kind=file words='' ;;
+    'gpuctl set --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'gpuctl set --runtime-dir') kind=directory words='' ;;
+    'gpuctl set --gvm-root') kind=directory words='' ;;
+    'gpuctl set --proc-root') kind=directory words='' ;;
+    'gpuctl set') kind=words words='compute.freeze=1 compute.freeze=0 compute.priority= memory.limit=' ;;
+    'gpuctl reset --timeout') kind=words words='30s 5m 30m 2h' ;;
+    'gpuctl reset --config') kind=file words='' ;;
+    'gpuctl reset --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
+    'gpuctl reset --runtime-dir') kind=directory words='' ;;
+    'gpuctl reset --gvm-root') kind=directory words='' ;;
+    'gpuctl reset --proc-root') kind=directory words='' ;;
+    'gpuctl reset') kind=words words='memory.limit compute.priority compute.freeze cpu.nice cpu.weight' ;;
     'setup -p' | 'setup --port') kind=words words='' ;;
     'setup --root') kind=directory words='' ;;
-    'doctor --only') kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
+    'doctor --only') kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-GVM MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-GVM-01 MS-GVM-02 MS-GVM-03 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-CONFIG-05 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-UNIT-05 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
     'doctor --config') kind=file words='' ;;
     'doctor --simulate') kind=list words='a40 p40 l40s rtx3090 a100 a100-mig h100 t4 v100 vgpu' ;;
     'doctor --runtime-dir') kind=directory words='' ;;
-    doctor) kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
+    doctor) kind=words words='MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-GVM MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-GVM-01 MS-GVM-02 MS-GVM-03 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-CONFIG-05 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-UNIT-05 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' ;;
     'calibrate --rounds') kind=words words='' ;;
     'calibrate --hold') kind=words words='30s 5m 30m 2h' ;;
     'calibrate --plot') kind=file words='' ;;
@@ -212,7 +238,7 @@ _memscaler_value() {
     'config show --log-format') kind=words words='auto console json' ;;
     'config show --log-level') kind=words words='debug info warning error' ;;
     'config show --loader-python') kind=file words='' ;;
-    help) kind=words words='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help' ;;
+    help) kind=words words='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze gpuctl setup doctor calibrate config help' ;;
     *) kind='' words='' ;;
     esac
 }
@@ -221,7 +247,7 @@ _memscaler_value() {
 _memscaler_options() {
     case "$path" in
     '')
-        commands='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
+        commands='run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze gpuctl setup doctor calibrate config help' options='--version -h --help' many='' wraps=''
         ;;
     run)
         commands='' options='-p --port --discover --idle-after --quiet --ignore --touch --config --dry-run --simulate --lever --metrics --runtime-dir --log-format --log-level --loader-python -h --help' many='-p --port --ignore' wraps=''
@@ -339,6 +365,21 @@ _memscaler_options() {
         ;;
     analyze)
         commands='' options='--model -c --ctx-size --n-ctx --parallel --slots --cache-type-k --cache-type-v --batch --batch-size --ubatch --ubatch-size --flash-attn --mmproj --swa-full --no-kv-offload --devices --device-order --reserve-mib --min-budget-mib --gpu --layers --simulate --runtime-dir --json -h --help' many=--gpu wraps=''
+        ;;
+    gpuctl)
+        commands='ls get set reset' options='-h --help' many='' wraps=''
+        ;;
+    'gpuctl ls')
+        commands='' options='--config --simulate --runtime-dir --gvm-root --proc-root --json -h --help' many='' wraps=''
+        ;;
+    'gpuctl get')
+        commands='' options='--config --simulate --runtime-dir --gvm-root --proc-root --json -h --help' many='' wraps=''
+        ;;
+    'gpuctl set')
+        commands='' options='--how --dry-run --beyond --timeout --config --simulate --runtime-dir --gvm-root --proc-root --json -h --help' many='' wraps=''
+        ;;
+    'gpuctl reset')
+        commands='' options='--dry-run --timeout --config --simulate --runtime-dir --gvm-root --proc-root --json -h --help' many='' wraps=''
         ;;
     setup)
         commands='' options='--dry-run --discover -p --port --no-start --force --remove --purge --root -h --help' many='-p --port' wraps=''

@@ -166,6 +166,24 @@ function __memscaler_path
                 set path 'analyze'
             case 'analyze --model' 'analyze -c' 'analyze --ctx-size' 'analyze --n-ctx' 'analyze --parallel' 'analyze --slots' 'analyze --cache-type-k' 'analyze --cache-type-v' 'analyze --batch' 'analyze --batch-size' 'analyze --ubatch' 'analyze --ubatch-size' 'analyze --flash-attn' 'analyze --mmproj' 'analyze --devices' 'analyze --device-order' 'analyze --reserve-mib' 'analyze --min-budget-mib' 'analyze --gpu' 'analyze --simulate' 'analyze --runtime-dir'
                 set value yes
+            case ' gpuctl'
+                set path 'gpuctl'
+            case 'gpuctl ls'
+                set path 'gpuctl ls'
+            case 'gpuctl ls --config' 'gpuctl ls --simulate' 'gpuctl ls --runtime-dir' 'gpuctl ls --gvm-root' 'gpuctl ls --proc-root'
+                set value yes
+            case 'gpuctl get'
+                set path 'gpuctl get'
+            case 'gpuctl get --config' 'gpuctl get --simulate' 'gpuctl get --runtime-dir' 'gpuctl get --gvm-root' 'gpuctl get --proc-root'
+                set value yes
+            case 'gpuctl set'
+                set path 'gpuctl set'
+            case 'gpuctl set --how' 'gpuctl set --timeout' 'gpuctl set --config' 'gpuctl set --simulate' 'gpuctl set --runtime-dir' 'gpuctl set --gvm-root' 'gpuctl set --proc-root'
+                set value yes
+            case 'gpuctl reset'
+                set path 'gpuctl reset'
+            case 'gpuctl reset --timeout' 'gpuctl reset --config' 'gpuctl reset --simulate' 'gpuctl reset --runtime-dir' 'gpuctl reset --gvm-root' 'gpuctl reset --proc-root'
+                set value yes
             case ' setup'
                 set path 'setup'
             case 'setup -p' 'setup --port' 'setup --root'
@@ -241,6 +259,7 @@ complete -c memscaler -n '__memscaler_at' -a gateway -d 'Hold clients while thei
 complete -c memscaler -n '__memscaler_at' -a servers -d 'Run model servers as described, and steer them by name.'
 complete -c memscaler -n '__memscaler_at' -a plan -d 'Plan where models go on the GPUs, and what fits.'
 complete -c memscaler -n '__memscaler_at' -a analyze -d 'Show what a model file needs in memory.'
+complete -c memscaler -n '__memscaler_at' -a gpuctl -d 'Show what runs on GPUs, and freeze, limit or deprioritise it.'
 complete -c memscaler -n '__memscaler_at' -a setup -d 'Make a service of this installation, and remove it again.'
 complete -c memscaler -n '__memscaler_at' -a doctor -d 'Check whether this machine has what it takes, and what to do.'
 complete -c memscaler -n '__memscaler_at' -a calibrate -d 'Measure what parking saves and costs on this machine.'
@@ -628,6 +647,58 @@ complete -c memscaler -n '__memscaler_at analyze' -l json -d 'Print JSON for pro
 complete -c memscaler -n '__memscaler_at analyze' -s h -l help -d 'Show this message and exit'
 complete -c memscaler -n '__memscaler_at analyze' -r -F
 
+# memscaler gpuctl
+complete -c memscaler -n '__memscaler_at gpuctl' -a ls -d 'Show the processes on GPUs, and what is set on them.'
+complete -c memscaler -n '__memscaler_at gpuctl' -a get -d 'Show what is set on processes.'
+complete -c memscaler -n '__memscaler_at gpuctl' -a set -d 'Freeze processes, or change their limits and priorities.'
+complete -c memscaler -n '__memscaler_at gpuctl' -a reset -d 'Set processes back to the defaults.'
+complete -c memscaler -n '__memscaler_at gpuctl' -s h -l help -d 'Show this message and exit'
+
+# memscaler gpuctl ls
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l gvm-root -x -a '(__fish_complete_directories)' -d 'Where debugfs is'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l proc-root -x -a '(__fish_complete_directories)' -d 'Where proc is'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gpuctl ls' -s h -l help -d 'Show this message and exit'
+
+# memscaler gpuctl get
+complete -c memscaler -n '__memscaler_at gpuctl get' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gpuctl get' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at gpuctl get' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gpuctl get' -l gvm-root -x -a '(__fish_complete_directories)' -d 'Where debugfs is'
+complete -c memscaler -n '__memscaler_at gpuctl get' -l proc-root -x -a '(__fish_complete_directories)' -d 'Where proc is'
+complete -c memscaler -n '__memscaler_at gpuctl get' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gpuctl get' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at gpuctl get' -x -a 'memory.limit compute.priority compute.freeze cpu.nice cpu.weight'
+
+# memscaler gpuctl set
+complete -c memscaler -n '__memscaler_at gpuctl set' -l how -x -a 'auto gvm cgroup signal' -d 'By what to freeze: gvm, cgroup or signal'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l dry-run -d 'Say what would be done, and do nothing'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l beyond -d 'Also compute.priority=16, which GVM\'s code takes and its README has not'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l timeout -x -a '30s 5m 30m 2h' -d 'How long to wait for one write; a lower memory.limit moves memory to the host first'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l gvm-root -x -a '(__fish_complete_directories)' -d 'Where debugfs is'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l proc-root -x -a '(__fish_complete_directories)' -d 'Where proc is'
+complete -c memscaler -n '__memscaler_at gpuctl set' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gpuctl set' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at gpuctl set' -x -a 'compute.freeze=1 compute.freeze=0 compute.priority= memory.limit='
+
+# memscaler gpuctl reset
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l dry-run -d 'Say what would be done, and do nothing'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l timeout -x -a '30s 5m 30m 2h' -d 'How long to wait for one write; a lower memory.limit moves memory to the host first'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l config -r -F -d 'Configuration file'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l gvm-root -x -a '(__fish_complete_directories)' -d 'Where debugfs is'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l proc-root -x -a '(__fish_complete_directories)' -d 'Where proc is'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -l json -d 'Print JSON for programs'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -s h -l help -d 'Show this message and exit'
+complete -c memscaler -n '__memscaler_at gpuctl reset' -x -a 'memory.limit compute.priority compute.freeze cpu.nice cpu.weight'
+
 # memscaler setup
 complete -c memscaler -n '__memscaler_at setup' -l dry-run -d 'Tell every step and change nothing'
 complete -c memscaler -n '__memscaler_at setup' -l discover -d 'Into a new configuration: watch every LLM server that comes'
@@ -640,14 +711,14 @@ complete -c memscaler -n '__memscaler_at setup' -l root -x -a '(__fish_complete_
 complete -c memscaler -n '__memscaler_at setup' -s h -l help -d 'Show this message and exit'
 
 # memscaler doctor
-complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
+complete -c memscaler -n '__memscaler_at doctor' -l only -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-GVM MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-GVM-01 MS-GVM-02 MS-GVM-03 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-CONFIG-05 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-UNIT-05 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02' -d 'The same, repeatable'
 complete -c memscaler -n '__memscaler_at doctor' -l probe -d 'Try it: load the kernel programs, park and wake each idle GPU that the configuration governs'
 complete -c memscaler -n '__memscaler_at doctor' -l config -r -F -d 'Configuration file'
 complete -c memscaler -n '__memscaler_at doctor' -l simulate -x -a '(__fish_complete_list , __memscaler_boards)' -d 'Boards of the simulated driver to use'
 complete -c memscaler -n '__memscaler_at doctor' -l runtime-dir -x -a '(__fish_complete_directories)' -d 'Where the journal of parked GPUs and the lock file are'
 complete -c memscaler -n '__memscaler_at doctor' -l json -d 'Print JSON for programs'
 complete -c memscaler -n '__memscaler_at doctor' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at doctor' -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02'
+complete -c memscaler -n '__memscaler_at doctor' -x -a 'MS-CONFIG MS-DAEMON MS-DRIVER MS-GPU MS-GVM MS-KERNEL MS-METRICS MS-PROBE MS-RIVAL MS-SERVER MS-UNIT MS-KERNEL-01 MS-KERNEL-02 MS-KERNEL-03 MS-KERNEL-04 MS-KERNEL-05 MS-KERNEL-06 MS-KERNEL-07 MS-KERNEL-08 MS-DRIVER-01 MS-DRIVER-02 MS-DRIVER-03 MS-DRIVER-04 MS-GPU-01 MS-GPU-02 MS-GPU-03 MS-GPU-04 MS-GPU-05 MS-SERVER-01 MS-SERVER-02 MS-SERVER-03 MS-RIVAL-01 MS-GVM-01 MS-GVM-02 MS-GVM-03 MS-CONFIG-01 MS-CONFIG-02 MS-CONFIG-03 MS-CONFIG-04 MS-CONFIG-05 MS-UNIT-01 MS-UNIT-02 MS-UNIT-03 MS-UNIT-04 MS-UNIT-05 MS-DAEMON-01 MS-DAEMON-02 MS-DAEMON-03 MS-DAEMON-04 MS-METRICS-01 MS-PROBE-01 MS-PROBE-02'
 
 # memscaler calibrate
 complete -c memscaler -n '__memscaler_at calibrate' -l all -d 'Every GPU that the configuration governs'
@@ -704,4 +775,4 @@ complete -c memscaler -n '__memscaler_at config schema' -s h -l help -d 'Show th
 
 # memscaler help
 complete -c memscaler -n '__memscaler_at help' -s h -l help -d 'Show this message and exit'
-complete -c memscaler -n '__memscaler_at help' -x -a 'run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze setup doctor calibrate config help'
+complete -c memscaler -n '__memscaler_at help' -x -a 'run serve gpus ports restore status top verify report hold unhold park pause resume release wake sleep suspend reload gateway servers plan analyze gpuctl setup doctor calibrate config help'

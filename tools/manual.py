@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memscaler.config.gateway_keys import GATEWAY_KEYS
+from memscaler.config.gpuctl_keys import GPUCTL_KEYS, GVM_KEYS
 from memscaler.config.schema import OPTIONS
 from memscaler.config.server_keys import HOOK_KEYS, KEYS
 from memscaler.config.stage_keys import STAGE_KEYS, SUSPEND_KEYS
@@ -108,6 +109,16 @@ def gateways() -> str:
     return "\n".join(_keys(GATEWAY_KEYS))
 
 
+def rules() -> str:
+    """Every key of a [[gpuctl]] table."""
+    return "\n".join(_keys(GPUCTL_KEYS))
+
+
+def gvm() -> str:
+    """Every key of [gvm]."""
+    return "\n".join(_keys(GVM_KEYS))
+
+
 def _keys(keys: Iterable[Key]) -> Iterator[str]:
     for key in keys:
         default = f" Default: **{key.default}**." if key.default else ""
@@ -134,6 +145,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "stages": stages,
     "suspend": suspend,
     "gateways": gateways,
+    "rules": rules,
+    "gvm": gvm,
     "overhead": overhead,
 }
 FIGURES = {

@@ -97,6 +97,23 @@ def down(stage: Stage, **more) -> Sleep:
     return Sleep(7, (SleepingServer("chat", 8080, rung=Rung.DOWN, stage=stage, **more),))
 
 
+def test_the_machines_wakes_over_two_sleepers() -> None:
+    """Told once each, and kept with the spell that they end; a new sleeper counts anew."""
+    slept = MachineSleep(wanted=True, suspends=1, asleep_s=100.0)
+    followed, first = follow(Followed(), Sleep(7, machine=slept), 1000.0)
+    (spell,) = first.spells
+    assert (first.wakes, spell.wake_s) == ((), None)
+    back = replace(slept, left=1, wakes_s=(12.5,))
+    followed, news = follow(followed, Sleep(7, machine=back), 1013.0)
+    assert [(wake.stage, wake.seconds) for wake in news.wakes] == [(Stage.SUSPEND, 12.5)]
+    assert news.spells == (replace(spell, wake_s=12.5),)
+    followed, news = follow(followed, Sleep(8, machine=MachineSleep(wanted=True)), 1020.0)
+    assert (news.wakes, news.spells) == ((), ())
+    followed, news = follow(followed, Sleep(8, machine=replace(back, wakes_s=(9.0,))), 2000.0)
+    assert [wake.seconds for wake in news.wakes] == [9.0]
+    assert (followed.sleep.machine.left, followed.sleep.machine.suspends) == (2, 2)
+
+
 def test_a_ladder_down_and_up() -> None:
     """The times that leaving took belong to the last spell in each stage, also where a deeper one came between."""
     asleep = {Stage.SERVER_SLEEP: StageTotals(1)}

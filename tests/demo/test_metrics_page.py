@@ -19,6 +19,8 @@ and labels are a contract ([why](adr/0003-metric-names-are-a-contract.md)). This
 States of a GPU: {gpu_states}; of a server: {server_states}.
 Stages: {stages}; how a server stands to one, its rung: {rungs}. Metrics of stages and of suspend are only there where a
 `[[stage]]` is configured ([sleep.md](sleep.md)); the metrics of `memscaler gateway` are its own ([gateway.md](gateway.md)).
+Those of rules for other programs are only there where a `[[gpuctl]]` is configured, or GVM's driver is there, and
+`memscaler_gvm_*` only where it is: a process that GVM does not know has none ([gpuctl.md](gpuctl.md)).
 """
 TAIL = """
 Buckets of `memscaler_reset_latency_seconds`: {buckets} s; of `memscaler_stage_wake_seconds`: {stage_buckets} s.
@@ -48,6 +50,13 @@ Buckets of `memscaler_reset_latency_seconds`: {buckets} s; of `memscaler_stage_w
 
     # a server that cannot be brought back
     memscaler_stage_rung{{rung="stuck"}} == 1
+
+    # programs that are stopped for somebody now, and for how long
+    memscaler_gpuctl_controlled{{knob="compute.freeze"}}
+    memscaler_gpuctl_frozen_seconds > 0
+
+    # processes that GVM has moved out of a GPU's memory, in bytes
+    sum by (gpu) (memscaler_gvm_swap_bytes)
 
     # watts of the GPUs behind a server
     memscaler_server_info * on (instance, port) group_right (server) (
