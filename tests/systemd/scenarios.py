@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from memscaler.gpu.journal import Entry
-from tests.systemd import box, gateway, servers
+from tests.systemd import box, gateway, gpuctl, servers
 from tests.systemd.box import (
     CONFIG,
     JOURNAL,
@@ -470,6 +470,12 @@ SCENARIOS += servers.SCENARIOS
 
 
 SCENARIOS += gateway.SCENARIOS
+
+
+# ---- what is set on other programs ----------------------------------------------------------------------------------
+
+
+SCENARIOS += gpuctl.SCENARIOS
 
 
 # ---- setup, on a machine that lives ---------------------------------------------------------------------------------
