@@ -98,7 +98,9 @@ AS_NOBODY = """
 import os, sys, encodings.idna
 import memscaler.cli.main, memscaler.sleep.gateway.check, memscaler.cli.gateway, memscaler.cli.output
 import memscaler.cli.paint, memscaler.config.load, memscaler.config.gateway_tables, memscaler.observe.log
-import memscaler.cli.present
+import memscaler.cli.present, contextlib, io
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what the command line imports late
+    memscaler.cli.main.app(["gateway", "--help"])
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.argv = ["memscaler", "gateway", *sys.argv[1:]]
 memscaler.cli.main.main()

@@ -16,12 +16,17 @@ from tests.gateway.test_process import GET, command
 from tests.governor import eventually
 
 # A name of this machine's own, which a test gives another meaning while the gateway runs.
-NAMED = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"')
+# Not --propagation private: that is about the root, which is no mount in a chroot.
+BIND = 'mount --make-rprivate / 2>/dev/null || true; mount --bind "$0" /etc/hosts && exec "$@"'
+NAMED = ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", BIND)
 
 
 def own_address() -> str:
     """Of an interface of this machine that is not loopback."""
     found = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True).stdout.split()
+    if not found:  # a namespace of our own, with loopback alone
+        subprocess.run(["ip", "address", "add", "198.18.7.1/32", "dev", "lo"], check=True)
+        found = ["198.18.7.1"]
     return next(each for each in found if ":" not in each)
 
 

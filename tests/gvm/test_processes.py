@@ -254,7 +254,7 @@ def test_a_number_is_a_process_a_thread_or_a_port(worker: Worker, server: Server
 
 def test_a_number_that_is_both_is_asked_back() -> None:
     """A port is taken that is some process's pid."""
-    pid = next(each for each in Processes.look().pids if 1024 < each < 1 << 16 and _free(each))
+    pid = next(each for each in Processes.look().pids if 1 < each < 1 << 16 and _free(each))
     with socket.create_server(("127.0.0.1", pid)):
         processes = Processes.look()
         with pytest.raises(UsageError, match="is a process and a port") as refused:
