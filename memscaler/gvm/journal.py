@@ -18,12 +18,11 @@ from pathlib import Path
 
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.files import read_own
+from memscaler.gpu.journal import BOOT_ID
 from memscaler.gvm.turning import Place, Was
 from memscaler.servers.standstill import holder, stands_still, state
 
 FOLDER, LOCK = "gpuctl", "lock"  # in the runtime directory; in the folder
-PROC = Path("/proc")
-BOOT_ID = PROC / "sys/kernel/random/boot_id"
 MOST_BYTES = 64 * 1024
 STILL_S = 1.0  # who has the right to act and stands still for so long is killed
 _ODD = re.compile(r"[^A-Za-z0-9.:@-]+")

@@ -6,7 +6,8 @@ import os
 import signal
 from pathlib import Path
 
-PROC = Path("/proc")
+from memscaler.kernel.processes import PROC
+
 _STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugger
 
 

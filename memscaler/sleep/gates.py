@@ -17,10 +17,10 @@ from pathlib import Path
 
 from memscaler.config.hours import Window, within
 from memscaler.config.stages import Suspend
+from memscaler.kernel.processes import PROC
 from memscaler.sleep.logind import BusError, Inhibitor, Logind, NoBus, Session, why_not
 from memscaler.sleep.machine import LOOK_AGAIN_S, Look, Looked
 
-PROC = Path("/proc")
 SOON_S = 300.0  # not worth it if the alarm is as near as this
 BUSY_COMMAND_S = 10.0
 STALE_S = 4 * LOOK_AGAIN_S  # an average over a longer time says nothing of now

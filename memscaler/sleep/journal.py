@@ -20,11 +20,11 @@ from urllib.parse import quote
 from memscaler.config.stages import StageRule
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.files import read_own, write_own
+from memscaler.gpu.journal import BOOT_ID
 from memscaler.servers.standstill import holder
 from memscaler.sleep.drivers.protocol import Target
 
 FOLDER, LOCK = "sleep", "lock"  # in the runtime directory; in the folder
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MOST_BYTES = 64 * 1024
 _LONGEST_NAME = 100
 
