@@ -170,12 +170,16 @@ class WatchSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class KernelSnapshot:
-    """The kernel side now. hooks: hook -> attached; recursion_misses: hook -> events that the kernel skipped."""
+    """The kernel side now. hooks: hook -> attached; recursion_misses: hook -> events that the kernel skipped.
+
+    listeners_changed: listening sockets of the whole machine that came or went since the start.
+    """
 
     hooks: Mapping[str, bool]
     recursion_misses: Mapping[str, int]
     reconciles: int
     notices: tuple[str, ...] = ()
+    listeners_changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

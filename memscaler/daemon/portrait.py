@@ -23,6 +23,7 @@ from memscaler.core.snapshot import (
     WatchSnapshot,
 )
 from memscaler.core.watch import Quiet
+from memscaler.kernel.counters import NO_WATCH
 from memscaler.kernel.ledger import Ledger, Watch
 from memscaler.observe.histogram import Latencies
 
@@ -152,4 +153,5 @@ def kernel_snapshot(ledger: Ledger) -> KernelSnapshot:
     """Which hooks are attached, and what they have missed."""
     attached = ledger.attachment
     hooks = {hook: hook in attached.fds for hook in ("tracepoint", "sockops")} | {"data": ledger.data_hook.attached}
-    return KernelSnapshot(hooks, attached.recursion_misses(), ledger.reconciles, attached.notices)
+    changed = ledger.counters.read(NO_WATCH).opened
+    return KernelSnapshot(hooks, attached.recursion_misses(), ledger.reconciles, attached.notices, changed)

@@ -6,8 +6,10 @@ A handle knows its session: after SESSION was opened anew, the driver never sees
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pynvml
 
 from memscaler.core.errors import DriverUnavailable, GpuCallFailed, GpuError, GpuLost, GpuPermission, GpuUnsupported
-from memscaler.gpu.session import Session
+from memscaler.gpu.session import PATIENCE_S, Session
 
 SESSION = Session("NVML")
 
@@ -128,15 +130,34 @@ def _bind(symbol: str, pointer: Any, *values: int) -> Callable[[], int]:
 
 
 class _Users:
-    """How many in this process have initialised NVML and not shut it down."""
+    """How many in this process have initialised NVML and not shut it down. lock: around both, of whichever thread.
+
+    Otherwise the last one out closes the session that the next one has just opened.
+    """
 
     count = 0
+    lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _one_by_one(call: str) -> Iterator[None]:
+    """Raise GpuCallFailed if another thread's call does not return."""
+    if not _Users.lock.acquire(timeout=PATIENCE_S):
+        raise GpuCallFailed(f"{call}: another thread's nvmlInit or nvmlShutdown does not return")
+    try:
+        yield
+    finally:
+        _Users.lock.release()
 
 
 def initialise() -> None:
     """Load and initialise NVML. Raise DriverUnavailable with the remedy; GpuPermission if this user may not."""
-    _initialise()
-    _Users.count += 1
+    try:
+        with _one_by_one("nvmlInit"):
+            _initialise()
+            _Users.count += 1
+    except GpuCallFailed as error:
+        raise unusable(error) from error
 
 
 def _initialise() -> None:
@@ -168,11 +189,12 @@ def initialise_anew() -> None:
 
 def shutdown() -> None:
     """Let go of the driver; the last one out leaves nothing open. It does not matter if it is gone already."""
-    _Users.count = max(0, _Users.count - 1)
-    if _Users.count:
-        _shutdown()
-    else:
-        _drain()
+    with contextlib.suppress(GpuCallFailed), _one_by_one("nvmlShutdown"):
+        _Users.count = max(0, _Users.count - 1)
+        if _Users.count:
+            _shutdown()
+        else:
+            _drain()
 
 
 def _drain() -> None:

@@ -174,6 +174,7 @@ def _of_servers(supervised: Supervised) -> Iterator[Sample]:
 
 def _of_kernel(kernel: KernelSnapshot) -> Iterator[Sample]:
     yield "memscaler_reconciles_total", (), kernel.reconciles
+    yield "memscaler_listeners_changed_total", (), kernel.listeners_changed
     for hook, attached in sorted(kernel.hooks.items()):
         yield "memscaler_bpf_hook_attached", (hook,), attached
     for hook, count in _preset(kernel.recursion_misses, tuple(kernel.hooks)):

@@ -286,6 +286,11 @@ SPECS = (
     # ---- the kernel side
     Spec("memscaler_reconciles_total", Kind.COUNTER, "Comparisons of the set with sock_diag."),
     Spec(
+        "memscaler_listeners_changed_total",
+        Kind.COUNTER,
+        "Listening sockets of this machine that came or went. memscaler looks for servers then, at most twice a second.",
+    ),
+    Spec(
         "memscaler_bpf_hook_attached",
         Kind.GAUGE,
         "1: this hook is attached; data only while a GPU is parked beside an open connection.",

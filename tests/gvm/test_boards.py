@@ -28,6 +28,13 @@ import os
 os._exit(0)
 """
 
+SIDE_BY_SIDE = """
+import concurrent.futures
+from memscaler.gvm.boards import look
+with concurrent.futures.ThreadPoolExecutor(8) as threads:
+    print({len(found.boards) for found in threads.map(lambda nth: look(), range(400))}, flush=True)
+"""
+
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[SimulatedDriver]:
@@ -37,8 +44,8 @@ def driver(tmp_path: Path) -> Iterator[SimulatedDriver]:
     made.close()
 
 
-def ask(driver: SimulatedDriver, patience_s: float = 30) -> list[str]:
-    command = [sys.executable, "-c", ASK, str(patience_s)]
+def ask(driver: SimulatedDriver, patience_s: float = 30, script: str = ASK) -> list[str]:
+    command = [sys.executable, "-c", script, str(patience_s)]
     environment = {**os.environ, **driver.environment}
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=120
@@ -67,6 +74,11 @@ def test_a_driver_that_hangs_is_given_up(driver: SimulatedDriver) -> None:
     told = ask(driver, 0.3)
     assert "does not return from nvmlDeviceGetComputeRunningProcesses_v3" in told[0]
     assert told[1] == "True"
+
+
+def test_looks_at_the_same_time(driver: SimulatedDriver) -> None:
+    """The last one out does not close the session that another one has just opened."""
+    assert ask(driver, script=SIDE_BY_SIDE) == ["{2}"]
 
 
 def test_sums_and_users() -> None:

@@ -15,7 +15,6 @@ from memscaler.history.tables import HOUR_S, Hour, Park
 from memscaler.history.writer import History
 
 GPU, NAME = "GPU-a", "NVIDIA A40"
-ACCOUNT = open_account(Public.AWAKE, 0)
 
 
 def fill(  # noqa: PLR0913  # a test names what it cares about
@@ -40,7 +39,7 @@ def fill(  # noqa: PLR0913  # a test names what it cares about
 
 
 def opened(state_dir: Path, uuid: str = GPU, **how: object) -> History:
-    """A history that follows one GPU."""
+    """A history that follows one GPU from now on: one followed since the boot would have hours to tell of."""
     history = History(state_dir, **how)  # type: ignore[arg-type]
-    history.take_on(uuid, 0, NAME, ACCOUNT)
+    history.take_on(uuid, 0, NAME, open_account(Public.AWAKE, time.monotonic_ns()))
     return history

@@ -161,7 +161,7 @@ def snapshot() -> Snapshot:
             ),
             WatchSnapshot(8081, "netns:blue", (), 3, 3, 0, 0, 0.0, 0, 4, {}, silent=2, quiet="no-connections"),
         ),
-        kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9),
+        kernel=KernelSnapshot({"tracepoint": True, "sockops": False}, {"tracepoint": 3}, 9, (), 5),
         guardian_restarts=1,
         history_write_failures=2,
         waiting={"8082": "nobody listens there yet"},
