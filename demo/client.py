@@ -14,7 +14,9 @@ from memscaler.simulator import SimulatedBoard
 
 TIMEOUT_S = 20.0
 BUSY_PERCENT = 90
-PROMPT = "Once upon a time there was a graphics card that nobody asked anything, and"
+# Long enough for the tiny model to think for some 50 ms, as real ones do at the least: a loaded machine needs longer
+# than usual for its wakes, too.
+PROMPT = "Once upon a time there was a graphics card that nobody asked anything, and " * 10
 
 
 class Work:
@@ -101,18 +103,25 @@ class Clients:
         with self._work.on(record.gpu):
             connection.request("POST", "/completion", json.dumps(wanted), headers)
             response = connection.getresponse()
-            answer.first_byte_ns, answer.status = time.monotonic_ns(), response.status
-            answer.tokens = _streamed(response) if stream else json.loads(response.read()).get("tokens_predicted", 0)
+            answer.status = response.status
+            read = _streamed if stream else _whole
+            answer.tokens, answer.first_token_ns = read(response)
             answer.done_ns = time.monotonic_ns()
             if last:  # the server closes now; from here on the GPU may be quiet
                 record.ended_ns = answer.done_ns
 
 
-def _streamed(response: http.client.HTTPResponse) -> int:
-    """Read to the end; the number of tokens that came."""
-    tokens = 0
+def _streamed(response: http.client.HTTPResponse) -> tuple[int, int]:
+    """Read to the end; the number of tokens that came, and when the first one did."""
+    tokens = first_ns = 0
     for line in response:
         if line.startswith(b"data: {"):
+            first_ns = first_ns or time.monotonic_ns()
             event = json.loads(line[6:])
             tokens = event.get("tokens_predicted", 0) if event.get("stop") else tokens + 1
-    return tokens
+    return tokens, first_ns
+
+
+def _whole(response: http.client.HTTPResponse) -> tuple[int, int]:
+    answer = response.read()
+    return json.loads(answer).get("tokens_predicted", 0), time.monotonic_ns()

@@ -21,10 +21,10 @@ FORCE = "NvAPI_GPU_SetForcePstate"
 
 @dataclass(slots=True)
 class Answer:
-    """One completion on a connection."""
+    """One completion on a connection. Not the first byte: llama.cpp sends a stream's headers before it has worked."""
 
     sent_ns: int
-    first_byte_ns: int = 0
+    first_token_ns: int = 0
     done_ns: int = 0
     status: int = 0
     tokens: int = 0

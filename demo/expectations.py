@@ -157,7 +157,7 @@ def _awake_before_the_answer(seen: Evidence) -> Check:
         span = next((each for each in seen.spans[connection.gpu] if each.covers(connection.started_ns)), None)
         if span is None:
             continue
-        first_ns = connection.answers[0].first_byte_ns if connection.answers else 0
+        first_ns = connection.answers[0].first_token_ns if connection.answers else 0
         if span.to_ns is None or not first_ns or span.to_ns > first_ns:
             late.append(seen.cards[connection.gpu].name)
         else:

@@ -288,7 +288,7 @@ SPECS = (
     Spec(
         "memscaler_listeners_changed_total",
         Kind.COUNTER,
-        "Listening sockets of this machine that came or went. memscaler looks for servers then, at most twice a second.",
+        "Listening sockets here that came or went: memscaler looks for servers then, twice a second at most.",
     ),
     Spec(
         "memscaler_bpf_hook_attached",
