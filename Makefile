@@ -2,8 +2,8 @@
 # Each target installs what it lacks first (tools/setup), which takes no time when nothing is missing.
 
 PY := .venv/bin/python
-# Tests mostly wait: two at a time take half as long. Each in namespaces of its own (tools/isolated-python).
-WORKERS := 2
+# Tests mostly wait: four at a time do on two cores. Each in namespaces of its own (tools/isolated-python).
+WORKERS := 4
 
 .PHONY: help demo test test-distros test-systemd test-suspend test-container test-faults fuzz soak lint format bench policy generate man docs lock image release clean test-deb deb test-wheel
 

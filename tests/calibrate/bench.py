@@ -68,8 +68,8 @@ def calibrating(
 def parked_by_it(
     runtime_dir: Path, driver: SimulatedDriver, *, names: str = "a40", env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """At the moment when the first board is parked, its clocks down, for a minute."""
-    with calibrating(runtime_dir, "--hold", "20s", names=names, env=env) as running:
+    """At the moment when the first board is parked, its clocks down, for ten seconds."""
+    with calibrating(runtime_dir, "--hold", "10s", names=names, env=env) as running:
         eventually(lambda: driver.boards[0].parked or running.poll() is not None, within_s=60)
         assert running.poll() is None, running.communicate()
         yield running

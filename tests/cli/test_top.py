@@ -420,10 +420,9 @@ def test_a_daemon_that_stalls_and_one_that_says_odd_things(folder):
         (OK + b"schema}", "the daemon broke off its answer"),
     ],
 )
-def test_what_the_client_makes_of_it(folder, monkeypatch, answer, told):
+def test_what_the_client_makes_of_it(folder, answer, told):
     """An error for people, whichever way the request goes."""
-    monkeypatch.setattr("memscaler.cli.client.TIMEOUT_S", 1)
-    client = Client(str(folder))
+    client = Client(str(folder), patience_s=1)
     with hostile(folder, answer):
         for ask in (client.status, client.verify, lambda: client.change("park"), client.held().__enter__):
             with pytest.raises(MemscalerError) as error:

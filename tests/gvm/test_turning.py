@@ -13,6 +13,7 @@ from memscaler.core.gpuctl import NO_LIMIT, Knob, Means
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.gvm.errors import Gone, Late, Refused
 from memscaler.gvm.turning import Grip, Here, Outcome, Place, Was, placed, read, turn, undo, within
+from tests.governor import eventually
 from tests.gvm.fake.client import FakeGvm, own_device
 from tests.gvm.workers import Worker
 
@@ -113,6 +114,7 @@ def test_a_directory_that_has_come_again_needs_no_undo(gvm: FakeGvm, here: Here,
     turn(place, 2, here.proc)
     turn(place, 15, here.proc)
     used.close()
+    eventually(lambda: not (gvm.processes / str(threading.get_native_id())).exists())  # the fake learns of it by itself
     with pytest.raises(Gone):
         read(place, here.proc)
     assert undo(place, Was(2), 15, here.proc) is Outcome.GONE
