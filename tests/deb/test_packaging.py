@@ -10,6 +10,7 @@ from importlib.metadata import distribution
 import pytest
 
 from memscaler.config.render import sample
+from memscaler.daemon.setup import drop_ins
 from tests.deb.scenarios import SCENARIOS
 from tools.deb import building, licences, testing
 from tools.deb.__main__ import default
@@ -38,6 +39,16 @@ def test_the_configuration_of_the_package():
     made = subprocess.run(command, input=sample(), capture_output=True, text=True, check=True).stdout
     assert tomllib.loads(made) == {"discover": True}
     assert len(set(made.splitlines()) - set(sample().splitlines())) == 1
+
+
+def test_drop_ins_are_examples():
+    """Those that some configurations need, and that setup would have written; the package's README names them."""
+    examples = (building.PACKAGING / "memscaler.examples").read_text().split()
+    readme = (building.PACKAGING / "memscaler.README.Debian").read_text()
+    for each in drop_ins.ALL:
+        assert f"systemd/{each.source.name}" in examples
+        assert each.source.name in readme
+        assert each.why.split()[0] in readme
 
 
 @pytest.mark.parametrize(

@@ -411,7 +411,10 @@ def journal_of_another_boot() -> None:
     first = next(record for record in box.driver().call_log(after=mark) if record.gpu == 0)
     assert not events(start, "gpu.restored")
     assert "Reset" not in first.symbol, f"the first call was {first}"
-    assert not [found for found in map(event_of, entries(start)) if found.get("level") in ("warning", "error")]
+    troubles = [found for found in map(event_of, entries(start)) if found.get("level") in ("warning", "error")]
+    # Every start says these where the root of cgroup v2 is out of sight, as in the namespaces of --native.
+    of_the_kernel = {"kernel.noticed", "watch.without_silence"}
+    assert {found.get("event") for found in troubles} <= of_the_kernel, troubles
 
 
 # ---- who may ask ----------------------------------------------------------------------------------------------------

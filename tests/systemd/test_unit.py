@@ -111,6 +111,14 @@ def test_what_does_not_get_better_is_not_retried(unit):
     assert Unavailable.exit_code not in codes
 
 
+@pytest.mark.parametrize("path", sorted(systemd_dir().glob("*.service")), ids=lambda path: path.name)
+def test_nothing_else_has_to_be_there(path):
+    """Beside memscaler the units start only the shell, which is everywhere: a minimal Debian has not even /bin/kill."""
+    started = set(re.findall(r"^Exec\w+=(?!-)(\S+)", path.read_text(), re.MULTILINE))  # with "-" it may be missing
+    assert "/usr/bin/memscaler" in started
+    assert started <= {"/usr/bin/memscaler", "/bin/sh"}
+
+
 def test_companions():
     """The group and the configuration directory are made by systemd's own tools."""
     users = (systemd_dir() / "memscaler.sysusers.conf").read_text().splitlines()
