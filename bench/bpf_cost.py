@@ -35,6 +35,7 @@ from memscaler.kernel import attachment, ledger, sock_diag
 from memscaler.kernel.bpf import _call, link_create, program_info
 from memscaler.kernel.doorbell import Doorbell
 from memscaler.kernel.netns import entered
+from memscaler.kernel.watch import PLAIN
 
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 SO_COOKIE = 57
@@ -114,7 +115,7 @@ def middle_us(loop: Callable[[int], float], count: int) -> float:
 
 def connections_round(netns: str, count: int, rows: Rows) -> None:
     """All variants once."""
-    plain = ledger.PLAIN
+    plain = PLAIN
     one_load("both hooks", (), netns, count, {"unwatched": plain, "watched": plain}, rows)
     settings = {"watched, touches told": WatchSettings(), "watched, 16 prefixes": WatchSettings(ignore=IGNORED)}
     one_load("both hooks", (), netns, count, settings, rows)

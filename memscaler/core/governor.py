@@ -1,4 +1,4 @@
-"""The governor: when a GPU parks and when it wakes. Everything that decides it lives in this file.
+"""The governor: when a GPU parks and when it wakes. How quiet a GPU is says quiet.py, all else is here.
 
 `step` is a function of what was known, what was seen and the time. It never raises, waits, logs or reads a clock, so
 every promise can be tested by trying all orders of events (tests/core).
@@ -58,9 +58,10 @@ touch_cooldown, and then after as long as the GPU has been awake already, up to 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from memscaler.core import quiet
 from memscaler.core.model import (
     SECOND_NS,
     Action,
@@ -79,7 +80,6 @@ from memscaler.core.model import (
     Park,
     Phase,
     Policy,
-    Public,
     Reading,
     Reconcile,
     Stop,
@@ -88,22 +88,8 @@ from memscaler.core.model import (
     Wake,
 )
 
-PUBLIC = {
-    Phase.AWAKE: Public.AWAKE,
-    Phase.WAKING: Public.AWAKE,
-    Phase.STOPPED: Public.AWAKE,
-    Phase.COOLING: Public.COOLING,
-    Phase.ARMING: Public.COOLING,
-    Phase.PARKING: Public.COOLING,
-    Phase.PARKED: Public.PARKED,
-    Phase.UNMANAGED: Public.UNMANAGED,
-}
-
 CONNECTION, LEDGER = "connection", "ledger"  # reasons of a wake: a client, heard of by its ring or found by a survey
 DOWN = frozenset({Phase.PARKING, Phase.PARKED})
-# Silence after which an answer counts as over if nobody can say so: longer than most pauses between the tokens of a
-# stream, and than the period over which NVML averages utilisation.
-UNSURE_NS = 5 * SECOND_NS
 PATIENCE = 3  # failed wakes in a row after which a GPU is not parked again
 MAX_DOUBLINGS = 5  # of wake_retry_ns
 LONGEST_QUARANTINE_NS = 3600 * SECOND_NS
@@ -119,73 +105,6 @@ class Step:
 
 
 Answer = tuple[GpuState, tuple[Action, ...]]
-
-
-def initial(
-    policy: Policy,
-    now_ns: int,
-    unmanaged: Mapping[str, str] | None = None,
-    left_behind: Collection[str] = (),
-    unsure: Collection[str] = (),
-) -> GovernorState:
-    """Every GPU awake, its idle timer starting now.
-
-    unmanaged: GPU -> why no lever can work on it; unsure: of these, those whose driver failed to say, so that they are
-    asked again. left_behind: GPUs that an earlier run left parked; they are to be woken first, for as long as it takes.
-    """
-    reasons = unmanaged or {}
-    phases = dict.fromkeys(policy.gpus, Phase.AWAKE)
-    phases |= dict.fromkeys(reasons, Phase.UNMANAGED) | dict.fromkeys(left_behind, Phase.WAKING)
-    again_ns = {uuid: now_ns + mine.retry_after_ns if uuid in unsure else 0 for uuid, mine in policy.gpus.items()}
-    gpus = {
-        uuid: GpuState(
-            phase=phases[uuid],
-            since_ns=now_ns,
-            due_ns=again_ns[uuid] if phases[uuid] is Phase.UNMANAGED else now_ns,
-            quiet_floor_ns=now_ns,
-            touched=phases[uuid] is Phase.WAKING,
-            distrust=reasons.get(uuid, ""),
-            trusted_again_ns=again_ns[uuid],
-        )
-        for uuid in policy.gpus
-    }
-    return GovernorState(gpus, now_ns + policy.reconcile_every_ns, now_ns - policy.survey_timeout_ns)
-
-
-def regroup(
-    state: GovernorState,
-    policy: Policy,
-    now_ns: int,
-    unmanaged: Mapping[str, str] | None = None,
-    left_behind: Collection[str] = (),
-    unsure: Collection[str] = (),
-) -> GovernorState:
-    """The state for a policy that names other GPUs. Those that stay go on; those that go must have been stopped."""
-    fresh = initial(policy, now_ns, unmanaged, left_behind, unsure)
-    gpus = {uuid: state.gpus.get(uuid, fresh.gpus[uuid]) for uuid in policy.gpus}
-    return replace(state, gpus=gpus)
-
-
-def with_trust(state: GovernorState, uuid: str, why_not: str, now_ns: int) -> GovernorState:
-    """Another choice of levers. why_not: none works, "" if one does; follow with a Doubt about this GPU."""
-    gpu = state.gpus[uuid]
-    if why_not:
-        due_ns = 0 if gpu.phase is Phase.UNMANAGED else gpu.due_ns
-        gpu = gpu.but(distrust=why_not, trusted_again_ns=0, due_ns=due_ns)
-        if gpu.phase in (Phase.AWAKE, Phase.COOLING, Phase.ARMING):
-            gpu = gpu.but(phase=Phase.UNMANAGED, since_ns=now_ns, due_ns=0, asked=False)
-    elif gpu.phase is Phase.UNMANAGED:
-        gpu = gpu.but(distrust="", trusted_again_ns=0, phase=Phase.AWAKE, since_ns=now_ns, due_ns=now_ns, alarmed="")
-    return replace(state, gpus={**state.gpus, uuid: gpu})
-
-
-def public_state(gpu: GpuState) -> Public:
-    """The state of a GPU in the words that users see."""
-    if gpu.distrust:
-        return Public.UNMANAGED
-    if gpu.holds and gpu.phase not in DOWN:
-        return Public.HELD
-    return PUBLIC[gpu.phase]
 
 
 def wakes_on_ring(state: GovernorState, policy: Policy) -> tuple[tuple[tuple[int, ...], Wake], ...]:
@@ -255,8 +174,8 @@ class _Governed:
     def counters(self, readings: Mapping[int, Reading]) -> Answer:
         due = 0 < self.gpu.due_ns <= self.now_ns
         match self.gpu.phase:
-            case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
-                return self.wake(CONNECTION if self.rang(readings) else "no watch")
+            case Phase.PARKING | Phase.PARKED if quiet.disturbed(self.mine.watches, readings):
+                return self.wake(CONNECTION if quiet.rang(self.mine.watches, readings) else "no watch")
             case _ if due and self.gpu.asked:
                 return self.doubt("survey not answered")
             case Phase.PARKED if due:
@@ -270,15 +189,15 @@ class _Governed:
 
     def surveyed(self, readings: Mapping[int, Reading]) -> Answer:
         match self.gpu.phase:
-            case Phase.PARKING | Phase.PARKED if self.disturbed(readings):
+            case Phase.PARKING | Phase.PARKED if quiet.disturbed(self.mine.watches, readings):
                 return self.wake(LEDGER)
             case Phase.PARKED:
                 return self.enter(Phase.PARKED, due_ns=self.now_ns + self.policy.parked_look_ns), ()
-            case Phase.ARMING if self.disturbed(readings):
+            case Phase.ARMING if quiet.disturbed(self.mine.watches, readings):
                 floor_ns = self.gpu.quiet_floor_ns if self.mine.touch_cooldown_ns else self.now_ns
                 self.gpu = self.enter(Phase.COOLING, quiet_floor_ns=floor_ns)
                 return self.rest(readings)
-            case Phase.ARMING if self.now_ns < self.ready_ns(readings):
+            case Phase.ARMING if self.now_ns < quiet.ready_ns(self.gpu, self.mine, readings):
                 return self.rest(readings)
             case Phase.ARMING:
                 seq = self.gpu.seq + 1
@@ -337,49 +256,6 @@ class _Governed:
         changed = {"phase": phase, "since_ns": since_ns, "due_ns": 0, "asked": False, **changes}
         return self.gpu.but(**changed)
 
-    def disturbed(self, readings: Mapping[int, Reading]) -> bool:
-        """Live connections, a doorbell that rang, a watch that could not be read, or none left."""
-        for slot in self.mine.watches:
-            reading = readings.get(slot)
-            if reading is None or reading.live > 0 or not reading.armed:
-                return True
-        return not self.mine.watches
-
-    def rang(self, readings: Mapping[int, Reading]) -> bool:
-        """True if a client disturbs, and not only a watch that is not there."""
-        mine = [readings[slot] for slot in self.mine.watches if slot in readings]
-        return any(reading.live > 0 or not reading.armed for reading in mine)
-
-    def live(self, readings: Mapping[int, Reading]) -> bool:
-        """Live connections, a watch that could not be read, or none at all."""
-        mine = [readings.get(slot) for slot in self.mine.watches]
-        return not mine or any(reading is None or reading.live > 0 for reading in mine)
-
-    def quiet_since_ns(self, readings: Mapping[int, Reading]) -> int:
-        last = [readings[slot].last_activity_ns for slot in self.mine.watches if slot in readings]
-        return max([self.gpu.quiet_floor_ns, *last])
-
-    def last_seen_ns(self, readings: Mapping[int, Reading]) -> int:
-        """The last time that a client did anything."""
-        mine = [readings[slot] for slot in self.mine.watches]
-        return max(max(each.last_activity_ns, each.last_touch_ns, each.last_unsure_ns) for each in mine)
-
-    def ready_ns(self, readings: Mapping[int, Reading]) -> int:
-        """The earliest time at which this GPU may park."""
-        dwelt = 0 if self.gpu.parked_at_ns is None else self.gpu.parked_at_ns + self.mine.min_dwell_ns
-        mine = [readings[slot] for slot in self.mine.watches]
-        touched = max(reading.last_touch_ns for reading in mine) + self.mine.touch_cooldown_ns
-        unsure = max(reading.last_unsure_ns for reading in mine) + min(UNSURE_NS, self.mine.idle_after_ns)
-        idle = self.quiet_since_ns(readings) + self.mine.idle_after_ns
-        timers = [] if self.gpu.hurried_ns else [idle, touched, unsure]
-        return max([*timers, dwelt, *self.gpu.holds.values()])
-
-    def look_again_ns(self) -> int:
-        """When to look at live connections again: soon at first, they may turn out to have been a touch."""
-        soonest_ns = min(self.mine.touch_cooldown_ns or self.mine.idle_after_ns, self.mine.idle_after_ns)
-        awake_ns = self.now_ns - self.gpu.since_ns if self.gpu.phase is Phase.AWAKE else 0
-        return self.now_ns + min(max(awake_ns, soonest_ns), self.mine.idle_after_ns)
-
     def unexpired(self, holds: Mapping[str, int]) -> Mapping[str, int]:
         return {owner: at for owner, at in holds.items() if at > self.now_ns}
 
@@ -388,14 +264,16 @@ class _Governed:
         holds = self.unexpired(self.gpu.holds)
         if holds != self.gpu.holds:
             self.gpu = self.gpu.but(holds=holds)
-        if self.live(readings):
-            due_ns = min([self.look_again_ns(), *holds.values()])
+        if quiet.live(self.mine.watches, readings):
+            due_ns = min([quiet.look_again_ns(self.gpu, self.mine, self.now_ns), *holds.values()])
             return self.enter(Phase.AWAKE, due_ns=due_ns, hurried_ns=0), ()
-        if self.gpu.hurried_ns and self.last_seen_ns(readings) >= self.gpu.hurried_ns:
+        if self.gpu.hurried_ns and quiet.last_seen_ns(self.mine.watches, readings) >= self.gpu.hurried_ns:
             self.gpu = self.gpu.but(hurried_ns=0)
-        ready_ns = self.ready_ns(readings)
+        ready_ns = quiet.ready_ns(self.gpu, self.mine, readings)
         if self.now_ns < ready_ns:
-            return self.enter(Phase.COOLING, since_ns=self.quiet_since_ns(readings), due_ns=ready_ns), ()
+            return self.enter(
+                Phase.COOLING, since_ns=quiet.since_ns(self.gpu, self.mine, readings), due_ns=ready_ns
+            ), ()
         if self.gpu.phase is Phase.ARMING:
             return self.nothing()
         seq = self.gpu.seq + 1

@@ -1,6 +1,7 @@
 """The event loop: one thread that waits for the actuators' answers, requests, signals and the next deadline.
 
-It connects the parts: what the edges see goes to the governor (governing.py), what operators want is done or answered.
+It connects the parts: what the edges see goes to the governor (governing.py), what operators ask is answered
+(operators.py), and the end is begun by whoever wants it first (ending.py).
 """
 
 from __future__ import annotations
@@ -8,115 +9,48 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import partial
 
-from memscaler.config.schema import Settings
 from memscaler.core.errors import MemscalerError
 from memscaler.core.gaps import Gap
-from memscaler.core.model import FOR_EVER_NS, SECOND_NS, Doubt, Hold, LeverResult, Phase, Stop, Unhold
-from memscaler.core.servers import Supervised
-from memscaler.core.snapshot import Released
-from memscaler.daemon import conflicts, rivals, verify
-from memscaler.daemon.adaptive import Adaptive
-from memscaler.daemon.answers import Answers, SnapshotWanted, then, whole_status
+from memscaler.core.model import FOR_EVER_NS, SECOND_NS, Doubt, Hold, LeverResult, Phase, Unhold
+from memscaler.daemon import conflicts, rivals
+from memscaler.daemon.answers import Answers, SnapshotWanted
 from memscaler.daemon.arbiter import Arbiter
-from memscaler.daemon.child_process import ChildProcess
 from memscaler.daemon.children import Children
-from memscaler.daemon.conflicts import Conflicts
-from memscaler.daemon.fleet import Equipped, Fleet
+from memscaler.daemon.ending import End, Ending
+from memscaler.daemon.fleet import Fleet
 from memscaler.daemon.governing import Governing
-from memscaler.daemon.guardian import Guardian
 from memscaler.daemon.hours import Hours
 from memscaler.daemon.keeper import Keeper
-from memscaler.daemon.learning import nobody
-from memscaler.daemon.leases import Leases
-from memscaler.daemon.mailbox import Mailbox
-from memscaler.daemon.notify import Notifier
-from memscaler.daemon.record import Recorder
+from memscaler.daemon.operators import Operators
+from memscaler.daemon.parts import Parts
 from memscaler.daemon.reload import Plan, Reloaded
-from memscaler.daemon.requests import Asked, Document, ReleaseWanted, ReloadWanted, Status, TiedEnded, Verify
+from memscaler.daemon.requests import Asked, TiedEnded
 from memscaler.daemon.roster import Followers, Roster
-from memscaler.daemon.scout import LookFailed, Scout, WatchesFound
+from memscaler.daemon.scout import LookFailed, WatchesFound
 from memscaler.daemon.server_word import ServerSpoke
 from memscaler.daemon.signals import ReloadSignal, Signals, StopWanted
-from memscaler.daemon.sleep_requests import SleepWanted, SuspendWanted, WakeWanted, words_of
 from memscaler.daemon.sleeper import Sleeper
 from memscaler.daemon.steering import Steering
-from memscaler.daemon.targets import Governed
 from memscaler.daemon.teller import Teller
-from memscaler.daemon.urgent import Urgent
 from memscaler.daemon.wall_clock import WallClock
-from memscaler.daemon.watching import Watching
 from memscaler.gpu.reports import Note, Report, Sample, WakeTiming
-from memscaler.kernel.ledger import Ledger
 
 GUARDIAN_HOLD = "guardian"
 THINK_AFTER_S = 0.002
-STOP_BUDGET_NS = 900_000_000  # of the second in which we promise to be gone
 PROOF_NS = 5_000_000
 LONGER_NS = 2 * SECOND_NS  # every GPU is awake, and only what sleeps deeper is waited for
 JOIN_S = 0.2
 LONG_JOIN_S = 6.0  # where nobody waits for the process to end: a read may take its time
 SAMPLE_AFTER_NS = 2 * SECOND_NS
-VERIFY_WAIT_NS = 3 * SECOND_NS  # a park that settles is waited for; the control socket gives up after 10 s
-
-
-class Ending(StrEnum):
-    """What is to follow the end of the loop."""
-
-    STOP = "stop"
-    RELEASE = "release"  # let go of the driver, and wait
-    RESTART = "restart"  # begin anew in this process
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the loop connects. start_guardian, start_sleeper, start_arbiter None: a dry run needs none.
-
-    settings: those in force at the start.
-    governed: what to begin with; equip: makes the actuator of a GPU, and its door where the kernel can ring.
-    plan: begins to read the configuration anew, and reports a Reloaded with this future.
-    gpu_users: the pids that had a context on a GPU when that was last looked at.
-    is_journaled: whether the journal says that a GPU is parked. applied: told the settings that a reload put in force.
-    outdated: says why the driver's library has to be loaded anew, "" if it has not.
-    urgent: the arbiter's channel, which the actuators have too.
-    adaptive: learns the idle times that are "auto".
-    supervised: what the supervisors of servers say; called in a thread of its own.
-    gap: told each gap between the work of a GPU once it is over, in the loop's thread; must return at once.
-    """
-
-    watching: Watching
-    governed: Mapping[str, Governed]
-    ledger: Ledger
-    equip: Callable[[Governed], Equipped]
-    recorder: Recorder
-    mailbox: Mailbox
-    notifier: Notifier
-    scout: Scout
-    leases: Leases
-    conflicts: Conflicts
-    start_guardian: Callable[[], Guardian] | None
-    start_sleeper: Callable[[], ChildProcess] | None
-    start_arbiter: Callable[[], ChildProcess] | None
-    urgent: Urgent
-    settings: Settings
-    plan: Callable[[Future[Document]], None]
-    gpu_users: Callable[[], Collection[int]]
-    outdated: Callable[[], str]
-    is_journaled: Callable[[str], bool]
-    applied: Callable[[Settings], None]
-    sample_every_ns: int
-    adaptive: Adaptive
-    supervised: Callable[[], Supervised]
-    gap: Callable[[Gap], None] = nobody
 
 
 class Loop:
-    """Composed by main.py; run() returns when memscaler ends: True if every GPU is known to be awake."""
+    """Composed by composition.py; run() returns when memscaler ends: True if every GPU is known to be awake.
+
+    end: what is to follow then, and who waits for it.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -133,9 +67,23 @@ class Loop:
         feed = self._governing.feed
         self._hours = Hours(feed)
         self._steering = Steering(parts.leases, feed, lambda: self._governing.state, self._why_awake)
-        teller = Teller(self._governing, self._fleet, self._recorder, self._hours, self._steering, parts)
         self._wall = WallClock()
-        followers = Followers(
+        around = parts.settings, self._epoll, self._governing, parts.watching, parts.recorder
+        self._children = Children(
+            Arbiter(parts.start_arbiter, *around, parts.urgent),
+            Sleeper(parts.start_sleeper, *around, self._sample_soon),
+        )
+        followers = self._followers(parts)
+        self._roster = Roster(self._governing, self._fleet, followers, self._follow_hours, self._still_alone)
+        self.end = End(self._governing, self._fleet, self._children, self._keeper, parts.recorder)
+        teller = Teller(self._governing, self._fleet, self._recorder, self._hours, self._steering, parts)
+        self._answers = Answers(teller.snapshot, self._oldest_ns, self._read_all, self._governing.look)
+        self._operators = Operators(parts, self._answers, teller, self._steering, self._children.sleeper, self.end)
+        # When to do what; 0: not at all.
+        self._sample_due_ns = self._tidy_due_ns = self._heartbeat_due_ns = time.monotonic_ns()
+
+    def _followers(self, parts: Parts) -> Followers:
+        return Followers(
             watching=parts.watching,
             scout=parts.scout,
             steering=self._steering,
@@ -144,27 +92,11 @@ class Loop:
             recorder=parts.recorder,
             adaptive=parts.adaptive,
         )
-        around = parts.settings, self._epoll, self._governing, parts.watching, parts.recorder
-        self._children = Children(
-            Arbiter(parts.start_arbiter, *around, parts.urgent),
-            Sleeper(parts.start_sleeper, *around, self._sample_soon),
-        )
-        self._roster = Roster(self._governing, self._fleet, followers, self._follow_hours, self._still_alone)
-        self._teller = teller
-        self._answers = Answers(teller.snapshot, self._oldest_ns, self._read_all, self._governing.look)
-        self.ending = Ending.STOP
-        self.asker: Future[Document] | None = None
-        """Who waits for what follows the end."""
-        self.released: Released | None = None
-        """What the operator said who asked for a release."""
-        # When to do what; 0: not at all.
-        self._sample_due_ns = self._tidy_due_ns = self._heartbeat_due_ns = time.monotonic_ns()
-        self._stop_by_ns = 0
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Govern until told to stop. What is to follow then is `ending`."""
+        """Govern until told to stop. What is to follow then is `end.then`."""
         self._epoll.register(self._mailbox.fd, select.EPOLLIN)
         self._epoll.register(self._wall.fd, select.EPOLLIN)
         self._keeper.wait_ready()
@@ -177,45 +109,23 @@ class Loop:
         self._recorder.started()
         self._notifier.ready()
         self._children.begin()
-        while not self._ended():
+        while not self.end.is_reached():
             self._turn()
         return self._leave()
 
-    def _stop(self, reason: str, ending: Ending) -> None:
-        if not self._stop_by_ns:
-            self._stop_by_ns = time.monotonic_ns() + STOP_BUDGET_NS
-            self.ending = ending
-            self._keeper.replace_no_more()
-            self._recorder.stopping(reason)
-            self._governing.feed(Stop())
-            self._children.end()
-        elif ending is Ending.STOP:  # a signal goes before what else was to follow
-            self.ending = ending
-            if time.monotonic_ns() > self._stop_by_ns:
-                self._children.hurry()
-
-    def _ended(self) -> bool:
-        """Every GPU is awake, and was seen to be, every server, and every application; or the time is over."""
-        return bool(self._stop_by_ns) and self._children.gone and self._gpus_are_done()
-
-    def _gpus_are_done(self) -> bool:
-        stopped = all(gpu.phase is Phase.STOPPED for gpu in self._governing.state.gpus.values())
-        return (stopped and not self._fleet.unproven()) or time.monotonic_ns() >= self._stop_by_ns
-
     def _leave(self) -> bool:
-        if self.ending is Ending.STOP:
+        if self.end.then is Ending.STOP:
             self._notifier.stopping()
         all_let_go = self._children.close()
         self._scout.end()
         self._fleet.close()
         self._wall.close()
         self._answers.answer_all()
-        end_s = time.monotonic() + (JOIN_S if self.ending is Ending.STOP else LONG_JOIN_S)
+        end_s = time.monotonic() + (JOIN_S if self.end.then is Ending.STOP else LONG_JOIN_S)
         ended = self._fleet.join(end_s)
-        if self.ending is not Ending.STOP:
+        if self.end.then is not Ending.STOP:
             self._scout.join(max(0.0, end_s - time.monotonic()))
-        phases = {uuid: gpu.phase for uuid, gpu in self._governing.state.gpus.items()}
-        left = {uuid for uuid, phase in phases.items() if phase is not Phase.STOPPED} | set(self._fleet.unproven())
+        left = self.end.left_parked()
         for uuid in left:
             self._recorder.left_parked(uuid)
         self._keeper.leave(all_awake=not left and all_let_go)  # the guardian goes to work where anything may be left
@@ -246,7 +156,7 @@ class Loop:
             self._parts.adaptive.changed = False
             self._roster.follow_idle_times()
         self._children.turn(time.monotonic_ns())
-        if self._stop_by_ns and not self._children.gone:
+        if self.end.by_ns and not self._children.gone:
             self._notifier.longer(LONGER_NS)
 
     def _next_ns(self) -> int:
@@ -255,8 +165,8 @@ class Loop:
         due += [at for at in (self._keeper.due_ns, self._steering.next_end_ns()) if at]
         if self._notifier.heartbeat_ns:
             due.append(self._heartbeat_due_ns)
-        if self._stop_by_ns:  # a proof is not reported
-            due.append(time.monotonic_ns() + (LONGER_NS if self._gpus_are_done() else PROOF_NS))
+        if self.end.by_ns:  # a proof is not reported
+            due.append(time.monotonic_ns() + (LONGER_NS if self.end.gpus_are_done() else PROOF_NS))
         return min(due)
 
     def _timers(self, now_ns: int) -> None:
@@ -271,7 +181,7 @@ class Loop:
         if now_ns >= self._sample_due_ns:
             self._sample()
         if outdated := self._parts.outdated():
-            self._stop(outdated, Ending.RESTART)
+            self.end.begin(outdated, Ending.RESTART)
         if self._keeper.due_ns and now_ns >= self._keeper.due_ns:
             self._keeper.start_again()
         if 0 < self._steering.next_end_ns() <= time.monotonic_ns():  # what is over ends "now", which is after now_ns
@@ -339,6 +249,14 @@ class Loop:
     def _settled(self) -> None:
         self._steering.look_at_parks(time.monotonic_ns())
 
+    def _why_awake(self, uuid: str) -> str:
+        """About a GPU that was to be parked and is not."""
+        live = self._governing.live(uuid)
+        busy = [f"{count} on port {port}" for port, count in live.items() if count]
+        if busy:
+            return f"connections at work: {', '.join(busy)}"
+        return self._recorder.reason_of(uuid) if live else "no port that drives it is watched now"
+
     def _alone(self) -> None:
         for uuid in self._governing.state.gpus:
             self._governing.feed(Hold(uuid, GUARDIAN_HOLD, FOR_EVER_NS))
@@ -402,7 +320,7 @@ class Loop:
             case SnapshotWanted(answer):
                 self._answers.want(answer)
             case Asked():
-                self._answer(message)
+                self._operators.answer(message)
             case TiedEnded(lease_id):
                 self._steering.tied_ended(lease_id)
             case WatchesFound():
@@ -410,46 +328,16 @@ class Loop:
             case LookFailed(error):
                 self._recorder.note("", "watch.look_failed", error)
             case ServerSpoke(slot, tells):
-                self._ledger.server_tells(slot, tells=tells)
+                self._ledger.silence.server_tells(slot, tells=tells)
             case ReloadSignal():
                 self._notifier.reloading()
                 self._parts.plan(Future())
             case Reloaded():
                 self._reloaded(message)
             case StopWanted(reason):
-                self._stop(reason, Ending.STOP)
+                self.end.begin(reason, Ending.STOP)
 
-    # ---- operators ------------------------------------------------------------------------------------------------
-
-    def _answer(self, asked: Asked) -> None:
-        """A request over the control socket."""
-        try:
-            match asked.request:
-                case Status():
-                    look = partial(whole_status, servers=self._parts.gpu_users(), supervised=self._parts.supervised)
-                    self._answers.want(then(asked.answer, look))
-                case Verify():
-                    check = partial(verify.document, asked_ns=time.monotonic_ns(), know=self._teller.know)
-                    self._answers.want(then(asked.answer, check), fresh_ns=0, wait_ns=VERIFY_WAIT_NS)
-                case ReloadWanted():
-                    self._parts.plan(asked.answer)
-                case ReleaseWanted(reason):
-                    self._release(Released(asked.peer.name, reason, time.time()), asked.answer)
-                case WakeWanted() | SleepWanted() | SuspendWanted() as wanted:
-                    what, words = words_of(wanted, asked.peer)
-                    self._children.sleeper.ask(what, asked.answer, **words)
-                case steered:
-                    self._steering.obey(steered, asked.peer, asked.answer)
-        except MemscalerError as error:
-            asked.answer.set_exception(error)
-
-    def _release(self, released: Released, asker: Future[Document]) -> None:
-        """Raise MemscalerError if the end has begun already."""
-        if self._stop_by_ns:
-            raise MemscalerError("memscaler is about to end")
-        self.asker, self.released = asker, released
-        why = f": {released.reason}" if released.reason else ""
-        self._stop(f"released by {released.owner}{why}", Ending.RELEASE)
+    # ---- a new configuration ----------------------------------------------------------------------------------------
 
     def _reloaded(self, reloaded: Reloaded) -> None:
         error = reloaded.error
@@ -466,9 +354,8 @@ class Loop:
 
     def _try(self, plan: Plan) -> MemscalerError | None:
         """Apply a new configuration; why not, if it cannot be: then nothing was changed."""
-        if self._stop_by_ns:
-            return MemscalerError("memscaler is about to end")
         try:
+            self.end.refuse_late()
             self._roster.apply(plan)
         except MemscalerError as error:
             return error
@@ -476,11 +363,3 @@ class Loop:
         self._parts.applied(plan.settings)
         self._children.follow(plan.settings)
         return None
-
-    def _why_awake(self, uuid: str) -> str:
-        """About a GPU that was to be parked and is not."""
-        live = self._governing.live(uuid)
-        busy = [f"{count} on port {port}" for port, count in live.items() if count]
-        if busy:
-            return f"connections at work: {', '.join(busy)}"
-        return self._recorder.reason_of(uuid) if live else "no port that drives it is watched now"

@@ -28,7 +28,7 @@ from memscaler.core.model import SECOND_NS
 from memscaler.core.snapshot import KernelSnapshot, Released, Snapshot
 from memscaler.daemon import lock
 from memscaler.daemon.answers import SnapshotWanted
-from memscaler.daemon.loop import Ending
+from memscaler.daemon.ending import Ending
 from memscaler.daemon.mailbox import Mailbox
 from memscaler.daemon.notify import Notifier
 from memscaler.daemon.reload import Reloaded

@@ -21,13 +21,13 @@ from memscaler.core.errors import (
     UsageError,
 )
 from memscaler.core.snapshot import GpuReading, Identity
-from memscaler.gpu import nvapi, nvml
+from memscaler.gpu import nvapi, nvml, nvml_calls
 from memscaler.gpu.probe import Capabilities, probe_capabilities, prove
 from memscaler.gpu.session import Attempt
 
 Value = TypeVar("Value")
 
-_READINGS: dict[str, Callable[[nvml.Handle], Any]] = {
+_READINGS: dict[str, Callable[[nvml_calls.Handle], Any]] = {
     "power_w": nvml.power_w,
     "energy_j": nvml.energy_j,
     "memory_clock_mhz": partial(nvml.clock_mhz, kind=nvml.MEMORY),
@@ -64,7 +64,7 @@ class Device:
     """One GPU. `pstate_control()` raises GpuUnsupported where NVAPI cannot be used for it, GpuError where it fails."""
 
     identity: Identity
-    handle: nvml.Handle
+    handle: nvml_calls.Handle
     capabilities: Capabilities
     pstate_control: Callable[[], PstateControl]
 
@@ -142,7 +142,7 @@ class Driver:
     def __init__(self, *, look: bool = True) -> None:
         """look: find out which GPUs there are. Without it only `reopen` knows any."""
         nvml.initialise()
-        nvml.SESSION.start_afresh()
+        nvml_calls.SESSION.start_afresh()
         nvapi.SESSION.start_afresh()
         self.driver_version = nvml.driver_version()
         self.outdated = ""
@@ -173,7 +173,7 @@ class Driver:
 
         Raise GpuLost if it is not there, and DriverUnavailable if the driver as a whole is not.
         """
-        seen, known = nvml.SESSION.generation, self.find(uuid)
+        seen, known = nvml_calls.SESSION.generation, self.find(uuid)
         try:
             device = self._afresh(uuid, known, probe=probe)
         except (GpuUnsupported, GpuPermission):
@@ -215,7 +215,7 @@ class Driver:
         lost: list[LostDevice] = []
         for index, attempt in enumerate(attempts):
             try:
-                gpus.append(attempt.result(end_s - time.monotonic(), nvml.SESSION))
+                gpus.append(attempt.result(end_s - time.monotonic(), nvml_calls.SESSION))
             except GpuError as error:
                 lost.append(LostDevice(index, str(error)))
         self.gpus = tuple(gpus)
@@ -225,7 +225,7 @@ class Driver:
         handle = nvml.handle(index)
         return self._device(handle, index, nvml.uuid(handle))
 
-    def _device(self, handle: nvml.Handle, index: int, uuid: str) -> Device:
+    def _device(self, handle: nvml_calls.Handle, index: int, uuid: str) -> Device:
         if not uuid:
             raise GpuCallFailed("nvmlDeviceGetUUID: it has no UUID, although the driver reports success")
         bus_id, name = _or_none(nvml.pci_bus_id, handle) or "", _or_none(nvml.name, handle) or "unnamed GPU"
@@ -256,13 +256,13 @@ class Driver:
 
     def _renew(self, seen: int, because: GpuError) -> None:
         try:
-            nvml.SESSION.renew(seen, nvml.initialise_anew)
+            nvml_calls.SESSION.renew(seen, nvml.initialise_anew)
         except GpuCallFailed:  # not now
             if isinstance(because, GpuLost):
                 raise because from None
             raise
         except DriverUnavailable as error:
-            if error.code == nvml.MISMATCH:
+            if error.code == nvml_calls.MISMATCH:
                 self.outdated = f"{error}; {error.hint}"
             raise
         self.outdated = ""
@@ -347,7 +347,7 @@ def _close_and_initialise(library: nvapi.Nvapi) -> None:
     library.initialise()
 
 
-def _or_none(ask: Callable[[nvml.Handle], Value], handle: nvml.Handle) -> Value | None:
+def _or_none(ask: Callable[[nvml_calls.Handle], Value], handle: nvml_calls.Handle) -> Value | None:
     try:
         return ask(handle)
     except GpuLost:

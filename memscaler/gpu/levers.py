@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from memscaler.core.errors import GpuError, GpuUnsupported
-from memscaler.gpu import nvml
+from memscaler.gpu import nvml, nvml_calls
 from memscaler.gpu.inventory import Device
 from memscaler.gpu.probe import LOW_PSTATE
 
@@ -185,7 +185,7 @@ def _clock_lever(device: Device, name: str, symbol: str, kind: int, target_mhz: 
     return ClockLever(
         name,
         target_mhz,
-        nvml.Setter(f"nvmlDeviceSet{symbol}LockedClocks", device.handle, target_mhz, target_mhz),
-        nvml.Setter(f"nvmlDeviceReset{symbol}LockedClocks", device.handle),
+        nvml_calls.Setter(f"nvmlDeviceSet{symbol}LockedClocks", device.handle, target_mhz, target_mhz),
+        nvml_calls.Setter(f"nvmlDeviceReset{symbol}LockedClocks", device.handle),
         partial(nvml.clock_mhz, device.handle, kind),
     )

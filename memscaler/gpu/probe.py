@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from memscaler.core.errors import GpuError, GpuLost, GpuPermission, GpuUnsupported
-from memscaler.gpu import nvml
+from memscaler.gpu import nvml, nvml_calls
 
 LOW_PSTATE = 8
 # May have changed together with the handle: MIG is switched on by a GPU reset.
@@ -40,7 +40,7 @@ class Capabilities:
         return len(self.memory_clocks_mhz) > 1 or LOW_PSTATE in self.pstates
 
 
-def probe_capabilities(handle: nvml.Handle, known: Capabilities | None = None) -> Capabilities:
+def probe_capabilities(handle: nvml_calls.Handle, known: Capabilities | None = None) -> Capabilities:
     """Ask. Where the driver fails to say, what was `known` before counts; else the doubt is noted. Raise GpuLost."""
     doubts: dict[str, str] = {}
 
@@ -72,7 +72,7 @@ def probe_capabilities(handle: nvml.Handle, known: Capabilities | None = None) -
     )
 
 
-def prove(handle: nvml.Handle) -> None:
+def prove(handle: nvml_calls.Handle) -> None:
     """Raise what the driver answers if it knows this handle but not the GPU behind it. A refusal is an answer, too."""
     failed: GpuError | None = None
     for ask in (partial(nvml.clock_mhz, kind=nvml.MEMORY), nvml.pstate, nvml.power_w):

@@ -16,7 +16,7 @@ from memscaler.core.errors import GpuCallFailed, GpuError, GpuLost, GpuPermissio
 from memscaler.gpu.inventory import Device, Driver, open_driver
 from memscaler.gpu.journal import UNKNOWN_LEVER, Entry, Journal
 from memscaler.gpu.levers import EveryLever, Lever, recall
-from memscaler.gpu.nvml import NOT_FOUND
+from memscaler.gpu.nvml_calls import NOT_FOUND
 
 FIRST_PAUSE_S = 0.05
 PAUSE_GROWTH = 2.0

@@ -229,11 +229,7 @@ def ensure_tracefs() -> bool:
     if state == "ready":
         return False
     if state == "absent":
-        raise LoadError(
-            "no-tracepoint",
-            f"this kernel has no tracepoint {TRACEPOINT}",
-            TRACEPOINT_NEEDS,
-        )
+        raise LoadError("no-tracepoint", f"this kernel has no tracepoint {TRACEPOINT}", TRACEPOINT_NEEDS)
     check_permission()
     if state == "denied":
         hint = "run as root, or grant CAP_DAC_READ_SEARCH"

@@ -389,6 +389,7 @@ MENUS = {
 }
 
 
+@pytest.mark.timeout(900)  # minutes of pure work, beside others
 @pytest.mark.parametrize("menu", MENUS.values(), ids=MENUS.keys())
 def test_every_order_of_events(menu: Menu, record_property: Callable[[str, object], None]) -> None:
     """No order of these events breaks a promise; and the search did reach what it is about."""

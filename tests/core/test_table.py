@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from memscaler.core import governor
-from memscaler.core.governor import initial, public_state, step
+from memscaler.core import governor, public, quiet
+from memscaler.core.governor import step
+from memscaler.core.membership import initial
 from memscaler.core.model import (
     Counters,
     Doubt,
@@ -28,6 +29,7 @@ from memscaler.core.model import (
     Surveyed,
     Unhold,
 )
+from memscaler.core.public import public_state
 
 POLICY = Policy({"g": GpuPolicy(frozenset({0}), idle_after_ns=10)})
 NOW_NS = 1000
@@ -135,7 +137,7 @@ def test_public_words() -> None:
     assert public_state(GpuState(phase=Phase.COOLING, holds={"operator": 1})) is Public.HELD
     assert public_state(GpuState(phase=Phase.PARKED)) is Public.PARKED
     assert public_state(GpuState(phase=Phase.WAKING, distrust="wedged", holds={"operator": 1})) is Public.UNMANAGED
-    assert set(governor.PUBLIC) == set(Phase)
+    assert set(public.PUBLIC) == set(Phase)
 
 
 def test_holds_end() -> None:
@@ -159,7 +161,7 @@ def test_errors_carry_their_hint() -> None:
     assert errors.GpuError("no", code=3).code == 3
 
 
-@pytest.mark.parametrize(("idle_after_ns", "waits_ns"), [(3 * governor.UNSURE_NS, governor.UNSURE_NS), (50, 50)])
+@pytest.mark.parametrize(("idle_after_ns", "waits_ns"), [(3 * quiet.UNSURE_NS, quiet.UNSURE_NS), (50, 50)])
 def test_an_answer_that_may_go_on_is_waited_for(idle_after_ns: int, waits_ns: int) -> None:
     """A touch that may have been the beginning of an answer: silence for a while, but never longer than after work."""
     policy = Policy({"g": GpuPolicy(frozenset({0}), idle_after_ns=idle_after_ns, touch_cooldown_ns=5)})

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
-from memscaler.core.governor import DOWN, initial, step, wakes_on_ring
+from memscaler.core.governor import DOWN, step, wakes_on_ring
+from memscaler.core.membership import initial
 from memscaler.core.model import (
     Action,
     Arm,

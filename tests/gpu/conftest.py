@@ -10,6 +10,7 @@ import pytest
 
 from memscaler.gpu.actuator import Actuator
 from memscaler.gpu.capability import choose
+from memscaler.gpu.hands import Means
 from memscaler.gpu.inventory import Driver
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.mailbox import Door
@@ -56,7 +57,7 @@ def start(journal: Journal) -> Iterator[Start]:
         reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         settings = ActuatorPolicy(**{"settle_timeout_s": 0.3, **policy})  # type: ignore[arg-type]
         levers = choose(device, lever).levers
-        actuator = Actuator(device, levers, journal, reports.put, settings, door, first=first)
+        actuator = Actuator(Means(device, levers, journal, reports.put, settings, door, first=first))
         benches.append(Bench(actuator, reports))
         return benches[-1]
 

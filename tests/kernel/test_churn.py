@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from memscaler.kernel.ledger import Corrections
+from memscaler.kernel.healing import Corrections
 from tests.kernel.worlds import (
     RESET,
     Child,

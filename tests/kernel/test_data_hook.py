@@ -70,7 +70,7 @@ class SilentPort(Port):
         """Look until nobody works."""
 
         def silent():
-            self.world.ledger.listen_in([self.watch.slot])
+            self.world.ledger.silence.listen_in([self.watch.slot])
             return self.live == 0
 
         assert_eventually(silent)
@@ -402,7 +402,7 @@ def listening(port, between=lambda: None):
     try:
         port.arm()
         ledger.reconcile(port.watch)
-        ledger.listen_for_data([port.watch.slot])
+        ledger.silence.listen_for_data([port.watch.slot])
     finally:
         del hook.attach
     return ledger.reading(port.watch)
@@ -495,7 +495,7 @@ def test_end_of_silent_connections_while_parked(silent):
     reading = port.world.ledger.reading(port.watch)
     assert (reading.live, reading.armed) == (0, True)
     assert port.slot.last_activity_ns == before
-    port.world.ledger.check_silence([port.watch.slot])
+    port.world.ledger.silence.check_silence([port.watch.slot])
     assert port.live == 0
     client.sendall(b"x")
     assert_eventually(lambda: not port.armed)
@@ -510,7 +510,7 @@ def test_check_silence_finds_what_did_not_ring(silent):
     client.sendall(b"x")
     time.sleep(0.02)
     assert port.armed
-    port.world.ledger.check_silence([port.watch.slot])
+    port.world.ledger.silence.check_silence([port.watch.slot])
     assert port.live == 1
 
 
@@ -552,7 +552,7 @@ def test_ignored_clients_are_not_listened_to(world):
         exchange(client, served)
         time.sleep(SETTLED_S)
         assert port.armed
-        world.ledger.check_silence([port.watch.slot])
+        world.ledger.silence.check_silence([port.watch.slot])
         assert port.live == 0
     port.end()
 

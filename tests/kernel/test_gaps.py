@@ -16,9 +16,10 @@ import pytest
 
 from memscaler.core.gaps import Gap, Track, follow
 from memscaler.core.watch import Quiet, WatchSettings
-from memscaler.kernel import ledger
+from memscaler.kernel import records
 from memscaler.kernel.bpf import HashMap
 from memscaler.kernel.sock_diag import SockDiag
+from memscaler.kernel.watch import PLAIN
 from memscaler.kernel.work import SPANS, WORK_WORDS
 from tests.kernel.worlds import HOOKS, POLLED, RESET, World, assert_eventually, connected, listener, world_of
 
@@ -48,7 +49,7 @@ class Bounds:
 class Server:
     """A watched port with a listener."""
 
-    def __init__(self, world: World, settings: WatchSettings = ledger.PLAIN) -> None:
+    def __init__(self, world: World, settings: WatchSettings = PLAIN) -> None:
         self.world, self.settings = world, settings
         self.socket = listener(world.netns, 0)
         self.port = self.socket.getsockname()[1]
@@ -114,7 +115,7 @@ class Gpu:
 
     def listen(self) -> None:
         """As the daemon does every 2 s while connections are open."""
-        self.world.ledger.listen_in(self.slots)
+        self.world.ledger.silence.listen_in(self.slots)
         self.drain()
 
 
@@ -307,7 +308,7 @@ def test_open_before_the_watch_began(world, kept):
     client = kept.enter_context(connected(world.netns, port))
     accepted = kept.enter_context(bound.accept()[0])
     server = object.__new__(Server)
-    server.world, server.settings, server.socket, server.port = world, ledger.PLAIN, bound, port
+    server.world, server.settings, server.socket, server.port = world, PLAIN, bound, port
     server.watch = world.ledger.watch(port, SockDiag(world.netns))
     kept.callback(server.close)
     gpu = Gpu(server)
@@ -372,8 +373,8 @@ def test_healed_connection(world, server):
     gpu = Gpu(server)
     server.serve()
     pause()
-    stale = ledger.IDENTITY.pack(server.watch.netns, server.port, 9, 0, bytes(16), bytes(16))
-    world.ledger._connections.put(stale, ledger.CONNECTION.pack(1, server.watch.slot, 0, 0, 0))
+    stale = records.IDENTITY.pack(server.watch.netns, server.port, 9, 0, bytes(16), bytes(16))
+    world.ledger._connections.put(stale, records.CONNECTION.pack(1, server.watch.slot, 0, 0, 0))
     server.watch.seeded += 1  # as if a hook had counted its open
     gpu.drain()
     assert world.ledger.reconcile(server.watch).removed == 1
@@ -598,10 +599,10 @@ def test_doorbell_tells_the_begin(talking):
     book, slot = server.world.ledger, server.watch.slot
     before = ask(client, accepted)
     gpu.listen()
-    assert_eventually(lambda: book.listen_in([slot]) or silent_now(server))
+    assert_eventually(lambda: book.silence.listen_in([slot]) or silent_now(server))
     judged_ns = now_ns()  # until the client's kernel has acknowledged it, an answer is not over
     book.counters.arm(slot)
-    book.listen_for_data([slot])
+    book.silence.listen_for_data([slot])
     pause()
     gpu.drain()
     work = ask(client, accepted, takes_s=1)  # the last it hears is the answer, a second after the request
@@ -610,7 +611,7 @@ def test_doorbell_tells_the_begin(talking):
     while not accepted.recv(4000):
         pass
     accepted.sendall(b"y" * 100)
-    book.stop_listening()
+    book.silence.stop_listening()
     gpu.listen()
     assert len(gpu.gaps) == 1
     assert before.end[0] <= gpu.gaps[0].start_ns <= judged_ns

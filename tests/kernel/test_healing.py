@@ -5,12 +5,12 @@ import time
 import pytest
 
 from memscaler.kernel import records
-from memscaler.kernel.ledger import Corrections
+from memscaler.kernel.healing import Corrections
 from tests.kernel.worlds import Port, World, connected, reset
 
 
 def entries(port: Port) -> list[bytes]:
-    return list(port.world.ledger._entries().get(port.watch.slot, {}))
+    return list(port.world.ledger._connections.by_slot().get(port.watch.slot, {}))
 
 
 def forge(port: Port, since_ns: int = 1) -> bytes:
@@ -88,7 +88,7 @@ def test_new_connection_renews_a_stale_entry(port: Port):
     second = port.kept.enter_context(connected(port.world.netns, port.number, source=source))
     accepted = port.kept.enter_context(server.accept()[0])
     port.settles(1)
-    assert port.world.ledger._entries()[port.watch.slot][key] >= reopened_ns
+    assert port.world.ledger._connections.by_slot()[port.watch.slot][key] >= reopened_ns
     assert reconcile(port) == Corrections()
     port.settles(1)
     reset(second)
@@ -114,11 +114,11 @@ def test_closed_after_the_set_was_read(port: Port):
     client, accepted = port.pair(port.listen())
     healed = port.watch.healed
     ledger = port.world.ledger
-    rows, known, read_ns = ledger._dump(port.watch), ledger._entries()[port.watch.slot], time.monotonic_ns()
+    rows, known, read_ns = port.watch.dump(), ledger._connections.by_slot()[port.watch.slot], time.monotonic_ns()
     reset(client)
     accepted.close()
     port.settles(0)
-    assert ledger._reconcile(port.watch, rows, known, read_ns) == Corrections()
+    assert ledger._healing.heal(port.watch, rows, known, read_ns) == Corrections()
     assert port.watch.healed == healed
     port.settles(0)
 
@@ -151,7 +151,7 @@ def test_renewed_between_look_and_deletion(port: Port, monkeypatch: pytest.Monke
     ledger = port.world.ledger
     ledger._connections.put(key, records.CONNECTION.pack(1, port.watch.slot, 0, 0, 0))
     port.watch.seeded += 1
-    real = ledger._is_older
+    real = ledger._connections.is_older
 
     def late(key: bytes, than_ns: int) -> bool:
         older = real(key, than_ns)
@@ -159,7 +159,7 @@ def test_renewed_between_look_and_deletion(port: Port, monkeypatch: pytest.Monke
         port.kept.enter_context(server.accept()[0])
         return older
 
-    monkeypatch.setattr(ledger, "_is_older", late)
+    monkeypatch.setattr(ledger._connections, "is_older", late)
     assert ledger.reconcile(port.watch) == Corrections()
     port.settles(1)
 

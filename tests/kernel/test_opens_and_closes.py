@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from memscaler.kernel.ledger import Corrections
+from memscaler.kernel.healing import Corrections
 from memscaler.kernel.netns import entered
 from tests.kernel.worlds import (
     HOOKS,

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from memscaler.kernel.ledger import Corrections
+from memscaler.kernel.healing import Corrections
 from tests.kernel.worlds import Child, Port, World, assert_eventually, connected, listener, reset
 
 

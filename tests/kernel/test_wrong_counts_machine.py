@@ -138,7 +138,7 @@ def learn_keys(port: Port) -> Keys:
         for number in range(IDENTITIES):
             clients.open(number)
             port.settles(1)
-            (keys[number],) = port.world.ledger._entries()[port.watch.slot]
+            (keys[number],) = port.world.ledger._connections.by_slot()[port.watch.slot]
             clients.end(number)
             port.settles(0)
         clients.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memscaler.kernel.ledger import Corrections
+from memscaler.kernel.healing import Corrections
 from memscaler.kernel.netns import entered
 from tests.kernel.worlds import (
     RST,

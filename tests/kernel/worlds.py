@@ -18,6 +18,7 @@ from memscaler import resources
 from memscaler.kernel import attachment, ledger
 from memscaler.kernel.netns import entered
 from memscaler.kernel.sock_diag import SockDiag
+from memscaler.kernel.watch import PLAIN
 from tests.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -289,7 +290,7 @@ class Port:
             self.begin()
 
     def begin(self) -> None:
-        settings = replace(ledger.PLAIN, ignore=tuple(self.ignore))
+        settings = replace(PLAIN, ignore=tuple(self.ignore))
         self.watch = self.world.ledger.watch(self.number, self.diag, settings)
 
     def listen(self, address: str = "127.0.0.1", backlog: int = 128, protocol: int = 0) -> socket.socket:
