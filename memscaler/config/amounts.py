@@ -11,6 +11,7 @@ from memscaler.core.gpuctl import NO_LIMIT
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE | re.ASCII)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _KIB = 1024
+_UNITS = tuple((unit, _KIB**power) for unit, power in (("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1), ("B", 0)))
 
 
 def read_bytes(raw: object) -> int:
@@ -30,13 +31,19 @@ def read_bytes(raw: object) -> int:
 
 
 def write_bytes(amount_bytes: int) -> str:
-    """In the largest unit that makes it a whole number; reads back as the same."""
+    """In the largest unit that makes it a whole number, "6 GiB", "1536 MiB", "max"; reads back as the same."""
     if amount_bytes == NO_LIMIT:
         return "max"
-    for unit, power in (("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)):
-        if amount_bytes and not amount_bytes % _KIB**power:
-            return f"{amount_bytes // _KIB**power}{unit}"
-    return f"{amount_bytes}B"
+    unit, size = next(each for each in _UNITS if (amount_bytes and not amount_bytes % each[1]) or each[1] == 1)
+    return f"{amount_bytes // size} {unit}"
+
+
+def bytes_text(count: int) -> str:
+    """For people, in the largest unit, exact where that is short: "6 GiB", "1.5 GiB", "512 MiB", "max"."""
+    if count == NO_LIMIT:
+        return "max"
+    unit, size = next(each for each in _UNITS if count >= each[1] or each[1] == 1)
+    return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"
 
 
 SIZE: Kind[int] = Kind(

@@ -21,6 +21,12 @@ class MemscalerError(Exception):
             self.hint = hint
 
 
+def in_a_line(error: Exception) -> str:
+    """With its hint, if it has one, where that has no line of its own."""
+    hint = getattr(error, "hint", "")
+    return f"{error} ({hint})" if hint else str(error)
+
+
 class Failed(MemscalerError):
     """What was asked has been tried, and has failed. document: what is known of it, for programs."""
 

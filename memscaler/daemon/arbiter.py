@@ -16,21 +16,22 @@ from typing import Protocol
 import structlog
 
 from memscaler.config.schema import Settings
-from memscaler.core.gpuctl import Gpuctl
+from memscaler.core.gpuctl import Gpuctl, GvmAt, RuleState
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS
-from memscaler.daemon import privileges
+from memscaler.daemon import rights
 from memscaler.daemon.arbiter_words import WORDS
 from memscaler.daemon.child import Child, Kind
 from memscaler.daemon.child_process import ChildProcess
 from memscaler.daemon.child_words import Done
 from memscaler.daemon.governing import Governing
-from memscaler.daemon.guardian import CONTROLLED
+from memscaler.daemon.journals import CONTROLLED
 from memscaler.daemon.urgent import Urgent
 from memscaler.daemon.watching import Watching
 
 LEFT_PAUSE_NS = 2 * SECOND_NS  # at most before the next one, while somebody may stand still
 PROBE_NS = 5 * SECOND_NS  # while something is set it is asked so often whether it lives: who leaves is not always told
 END_S = 10.0  # what is frozen goes on at once; a limit that is taken away may have to wait for one that is being set
+STARTING = "the arbiter is starting: no rule is in force yet"
 KIND = Kind(
     "arbiter",
     CONTROLLED,
@@ -39,8 +40,6 @@ KIND = Kind(
     left="something may still be frozen: memscaler restore",
     no_more="memscaler sets nothing on applications from now on",
 )
-
-RIGHTS_HINT = "after the first rule: restart memscaler; in a unit: with the drop-in memscaler.gpuctl.conf"
 
 log = structlog.get_logger()
 
@@ -69,7 +68,7 @@ class Arbiter(Child):
         self._gpuctl = Gpuctl()
         self._asked: dict[int, int] = {}  # for readings: when, by number
         self._number = 0
-        self._lacking: list[str] = []  # capabilities, and it was said
+        self._lacking: tuple[str, ...] = ()  # capabilities, and it was said
         self._probe_due_ns = 0
         self._read_ns = 0  # when the readings were asked for that were told last
 
@@ -85,9 +84,9 @@ class Arbiter(Child):
 
     def _rules(self) -> dict[str, object]:
         gpus = self._watching.gpu_names(())
-        lacking = privileges.lacking(privileges.CONTROLLING) if self._settings.gpuctl else []
+        lacking = rights.lacking(self._settings.gpuctl)
         if lacking and lacking != self._lacking:
-            log.warning("gpuctl.rights_missing", lacking=lacking, hint=RIGHTS_HINT)
+            log.warning("gpuctl.rights_missing", lacking=lacking, hint=rights.REMEDY)
         self._lacking = lacking
         return {"rules": self._settings.gpuctl, "gvm": self._settings.gvm, "gpu_names": gpus}
 
@@ -100,7 +99,10 @@ class Arbiter(Child):
     def _runs(self, process: ChildProcess) -> None:
         if process.urgent is not None:
             self._urgent.attach(process.urgent)
-        self._tell_book(replace(self._gpuctl, pid=process.pid, problem=""))  # until it tells
+        rules = self._gpuctl.rules or tuple(  # none of them is in force until it tells
+            RuleState(rule.name, rule.when, why_not=STARTING, waits=True) for rule in self._settings.gpuctl
+        )
+        self._tell_book(replace(self._gpuctl, pid=process.pid, problem="", rules=rules))
 
     def _stopped(self, why: str) -> None:  # noqa: ARG002  # nobody waits for an answer of it
         self._urgent.detach()
@@ -113,6 +115,9 @@ class Arbiter(Child):
         self._tell_book(replace(kept, pid=None, problem=problem, first=()))
 
     def _tell_book(self, gpuctl: Gpuctl) -> None:
+        if gpuctl.pid is not None:
+            gvm = self._settings.gvm
+            gpuctl = replace(gpuctl, gvm_at=GvmAt(str(gvm.root), str(gvm.proc), gvm.gpu_map))
         self._gpuctl = gpuctl
         self._book.controlled(gpuctl)
 
@@ -129,7 +134,9 @@ class Arbiter(Child):
         match said:
             case Gpuctl():
                 pid = self._process.pid if self._process is not None else None
-                self._tell_book(replace(said, pid=pid))
+                note = rights.sentence(self._lacking)
+                notes = {**said.notes, rights.ABOUT: f"{note}: {rights.REMEDY}"} if note else said.notes
+                self._tell_book(replace(said, pid=pid, notes=notes))
             case Done(number):
                 self._read_ns = max(self._read_ns, self._asked.pop(number, 0))
 

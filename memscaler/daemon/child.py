@@ -2,7 +2,7 @@
 
 The child decides and acts; the governor shows it what it sees, keeps the watches armed that it names (its guards), and
 believes nothing of what it tells: that is only shown. Nothing here waits, and nothing here runs where nothing of the
-kind is configured.
+kind is configured. The child's side is in memscaler/child.
 
     told at once     a GPU's public state or hold has changed; a watch, its GPUs or its processes have; somebody came to
                      a guarded watch; a reload; the machine has slept
@@ -28,7 +28,7 @@ import structlog
 
 from memscaler.config.schema import Settings
 from memscaler.core.model import SECOND_NS
-from memscaler.daemon import child_picture, child_words
+from memscaler.daemon import child_picture, child_words, journals
 from memscaler.daemon.child_picture import Asking, Key
 from memscaler.daemon.child_process import ChildProcess, Unheard
 from memscaler.daemon.child_words import Guard, Look
@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Of child. name: in the log. journal: its folder in the runtime directory.
+    """Of child. name: in the log. journal: its folder (journals.py).
 
     next_one: what the next one does first. left: what to say of one that has left something. no_more: what is not done
     any more once it has ended.
@@ -147,7 +147,7 @@ class Child(ABC):
     @property
     def has_left_something(self) -> bool:
         """Whether its journal tells of anything."""
-        return any((self._settings.runtime_dir / self._kind.journal).glob("*.json"))
+        return journals.tells_of_something(self._settings.runtime_dir, self._kind.journal)
 
     def begin(self) -> None:
         """Start it, if there is anything to do, or anything that is not undone yet."""

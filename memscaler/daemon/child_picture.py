@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from memscaler.config.schema import Settings
-from memscaler.core.governor import public_state
+from memscaler.core.public import public_state
 from memscaler.core.watch import HOST
 from memscaler.daemon.governing import Governing
 from memscaler.daemon.watching import Watched, Watching
@@ -39,7 +39,7 @@ def gist(governing: Governing, watching: Watching, now_ns: int) -> object:
 
 
 def picture(governing: Governing, watching: Watching, names: Mapping[int, str], now_ns: int, asking: Asking) -> Told:
-    """Everything, as memscaler/servers/governor_link.py has it."""
+    """Everything, as memscaler/child/link.py has it."""
     gpus = {
         uuid: {
             "state": str(public_state(gpu)),

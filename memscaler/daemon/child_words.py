@@ -2,7 +2,7 @@
 
 The sleeper and the arbiter are such children; what each of them says besides is in sleeper_words.py, arbiter_words.py.
 A message has one key, which says what it is, and its fields below that, by the names of the dataclasses
-(core/plain.py). What the governor says is in memscaler/servers/governor_link.py, which is not for the governor to load.
+(core/plain.py). What the governor says is in memscaler/child/link.py, which is not for the governor to load.
 """
 
 from __future__ import annotations

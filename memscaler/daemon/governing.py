@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-from memscaler.core import governor
+from memscaler.core import governor, membership
 from memscaler.core.gaps import Gap
 from memscaler.core.model import (
     SECOND_NS,
@@ -206,11 +206,11 @@ class Governing:
         left_behind = [uuid for uuid in governed if self._fleet[uuid].left_behind]
         unsure = [uuid for uuid, each in governed.items() if each.choice.unsure]
         self.policy = policy
-        self.state = governor.regroup(self.state, policy, now_ns, hopeless, left_behind, unsure)
+        self.state = membership.regroup(self.state, policy, now_ns, hopeless, left_behind, unsure)
 
     def trust(self, uuid: str, why_not: str) -> None:
         """A GPU may be parked that could not be ("": trusted), or the other way round."""
-        self.state = governor.with_trust(self.state, uuid, why_not, time.monotonic_ns())
+        self.state = membership.with_trust(self.state, uuid, why_not, time.monotonic_ns())
 
     def _do(self, action: Action) -> None:
         match action:
@@ -229,9 +229,9 @@ class Governing:
                 self._wake_who_rang(deaf_only=False)
                 for slot in self.policy.gpus[uuid].watches:
                     self.ledger.counters.arm(slot)
-                self._survey(uuid, seq, self.ledger.listen_for_data)
+                self._survey(uuid, seq, self.ledger.silence.listen_for_data)
             case Look(uuid, seq):
-                self._survey(uuid, seq, self.ledger.check_silence)
+                self._survey(uuid, seq, self.ledger.silence.check_silence)
             case Reconcile(reason):
                 if self._reconcile(self.ledger.watches, reason):
                     self._seen.append(Counters(self.ledger.readings()))
@@ -280,9 +280,9 @@ class Governing:
         resting = self._listening.unheard(known, self.state, self.policy)
         asked = (
             self._reconcile(known, "asked")
-            and self._ask_sockets(partial(self.ledger.listen_for_data, guarded))
-            and self._ask_sockets(partial(self.ledger.listen_in, resting))
-            and self._ask_sockets(partial(self.ledger.check_silence, set(known) - set(guarded) - set(resting)))
+            and self._ask_sockets(partial(self.ledger.silence.listen_for_data, guarded))
+            and self._ask_sockets(partial(self.ledger.silence.listen_in, resting))
+            and self._ask_sockets(partial(self.ledger.silence.check_silence, set(known) - set(guarded) - set(resting)))
         )
         self.look()
         return asked
@@ -329,7 +329,7 @@ class Governing:
         """Of GPUs that are up: what was said on open connections."""
         slots = self._listening.slots(self.state, self.policy)
         if slots:
-            self._ask_sockets(partial(self.ledger.listen_in, slots))
+            self._ask_sockets(partial(self.ledger.silence.listen_in, slots))
             self._learning.looked = True
         self._listening.plan(self.state, self.policy)
 

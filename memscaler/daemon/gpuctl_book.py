@@ -28,7 +28,7 @@ class GpuctlBook:
             if gpuctl.pid is not None:
                 self._begin(gpuctl.pid)
             # it passes on what was told last, without what was added here
-            self.gpuctl = replace(gpuctl, rules=self.gpuctl.rules if gpuctl.rules else ())
+            self.gpuctl = replace(gpuctl, rules=(self.gpuctl.rules or gpuctl.rules) if gpuctl.rules else ())
             return
         self._own = {rule.name: rule for rule in gpuctl.rules}
         self.gpuctl = replace(gpuctl, rules=tuple(self._whole(rule) for rule in gpuctl.rules))

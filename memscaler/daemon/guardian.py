@@ -30,12 +30,10 @@ if __name__ == "__main__":  # a checkout that is not installed; otherwise it is 
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from memscaler.core.errors import MemscalerError
+from memscaler.daemon.journals import ASLEEP, CONTROLLED, JOURNAL, tells_of_something
 from memscaler.daemon.privileges import CONTROLLING, keep_rights, refuse_loading
 from memscaler.gpu.restore import restore_from
 
-JOURNAL = "journal"  # folder in the runtime directory
-CONTROLLED = "gpuctl"  # another one: what is set on applications
-ASLEEP = "sleep"  # and another: servers in deeper stages
 _HERE = Path(__file__).resolve().parent.parent
 # Programs, by the folder of their journal, in the order in which they run; their modules are nothing for a guardian.
 # First what stands still, which takes milliseconds; a server may take minutes.
@@ -187,7 +185,7 @@ def bring_back(runtime_dir: Path, form: str) -> int:
     """
     worst = 0
     for folder, program in UNDO.items():
-        if any((runtime_dir / folder).glob("*.json")):
+        if tells_of_something(runtime_dir, folder):
             command = [sys.executable, "-P", str(program), str(runtime_dir), form]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, cwd="/")  # noqa: S603  # our own
             worst = max(worst, done.returncode if done.returncode >= 0 else 1)

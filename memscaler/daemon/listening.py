@@ -30,7 +30,7 @@ class Listening:
         """The watches of GPUs that are up whose connections are to be looked at now. Forgets the plan."""
         self.due_ns = 0
         relied_on = self._relied_on(state, policy)
-        return [slot for slot in self._ledger.needs_listening() if slot not in relied_on]
+        return [slot for slot in self._ledger.silence.needs_listening() if slot not in relied_on]
 
     def unheard(self, slots: Collection[int], state: GovernorState, policy: Policy) -> list[int]:
         """Of these watches, those to which no hook listens, so that only a look tells what was said."""
@@ -41,10 +41,10 @@ class Listening:
         """The data hook stays while somebody relies on it; without it we look again soon, if that may matter."""
         relied_on = self._relied_on(state, policy)
         if self._ledger.data_hook.attached and not relied_on:
-            self._ledger.stop_listening()
+            self._ledger.silence.stop_listening()
         if not self.due_ns:
             resting = _slots(state, policy, lambda gpu: gpu.phase in _RESTING and not gpu.distrust)
-            if resting & set(self._ledger.needs_listening()) - relied_on:
+            if resting & set(self._ledger.silence.needs_listening()) - relied_on:
                 self.due_ns = time.monotonic_ns() + EVERY_NS
 
     def _relied_on(self, state: GovernorState, policy: Policy) -> set[int]:

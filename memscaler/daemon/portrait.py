@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from memscaler.core import energy
-from memscaler.core.governor import public_state
 from memscaler.core.model import FOR_EVER_NS, SECOND_NS, GpuState, Phase, Public
+from memscaler.core.public import public_state
 from memscaler.core.snapshot import (
     GpuReading,
     GpuSnapshot,
@@ -24,7 +24,8 @@ from memscaler.core.snapshot import (
 )
 from memscaler.core.watch import Quiet
 from memscaler.kernel.counters import NO_WATCH
-from memscaler.kernel.ledger import Ledger, Watch
+from memscaler.kernel.ledger import Ledger
+from memscaler.kernel.watch import Watch
 from memscaler.observe.histogram import Latencies
 
 MOST_STATES = 300  # of one GPU, that are told: other GPUs' changes push none of them out

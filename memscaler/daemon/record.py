@@ -17,9 +17,9 @@ import structlog
 from memscaler.core import energy
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import MemscalerError
-from memscaler.core.governor import public_state
 from memscaler.core.gpuctl import Gpuctl
 from memscaler.core.model import SECOND_NS, GovernorState, LeverResult, Outcome, Phase, Public
+from memscaler.core.public import public_state
 from memscaler.core.snapshot import (
     GpuReading,
     HoldSnapshot,
@@ -34,7 +34,9 @@ from memscaler.daemon.rivals import Rival
 from memscaler.daemon.sleep_book import SleepBook
 from memscaler.gpu.reports import WakeTiming
 from memscaler.history.writer import History
-from memscaler.kernel.ledger import Corrections, Ledger, Watch
+from memscaler.kernel.healing import Corrections
+from memscaler.kernel.ledger import Ledger
+from memscaler.kernel.watch import Watch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

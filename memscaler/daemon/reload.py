@@ -17,7 +17,7 @@ from memscaler.config.servers import Server
 from memscaler.core.adaptive import Learned
 from memscaler.core.calibration import Calibration
 from memscaler.core.errors import ConfigError, MemscalerError
-from memscaler.daemon import targets
+from memscaler.daemon import rights, targets
 from memscaler.daemon.adaptive import learned
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.recall import recall
@@ -149,6 +149,7 @@ class Reloader:
         governed = targets.find_governed(settings, self._driver, named)
         look = self._look_for(settings)
         changes = tuple(line for _, line in _changes(self._settings, settings))
+        changes += tuple(_out_of_reach(self._settings, settings))
         calibrations = calibration.load(settings.kept_in, log.warning)
         new = self._unknown({uuid: each.settings for uuid, each in governed.items()})
         known = learned(recall(settings.kept_in, new).gaps, new, calibrations) if new else {}
@@ -217,6 +218,12 @@ def _gpuctl_changes(before: Settings, after: Settings) -> Iterator[str]:
             yield f"gpuctl {name}: changed"
     if before.gvm != after.gvm:
         yield "[gvm]: changed"
+
+
+def _out_of_reach(before: Settings, after: Settings) -> Iterator[str]:
+    """Rules that come when the rights for them are gone already."""
+    if before.gpuctl != after.gpuctl and (sentence := rights.sentence(rights.lacking(after.gpuctl))):
+        yield f"{rights.ABOUT}: {sentence}: {rights.REMEDY}"
 
 
 def _followed(server: Server) -> str:

@@ -25,7 +25,7 @@ from memscaler.daemon.child_picture import Key
 from memscaler.daemon.child_process import ChildProcess
 from memscaler.daemon.child_words import Done
 from memscaler.daemon.governing import Governing
-from memscaler.daemon.guardian import ASLEEP
+from memscaler.daemon.journals import ASLEEP
 from memscaler.daemon.requests import Document
 from memscaler.daemon.sleeper_words import WORDS, Announce, Forget
 from memscaler.daemon.watching import Watching
@@ -83,7 +83,8 @@ class Sleeper(Child):
 
     def _rules(self) -> dict[str, object]:
         gpus = self._watching.gpu_names(name for rule in self._settings.stages for name in rule.servers)
-        return {"stages": self._settings.stages, "suspend": self._settings.suspend, "gpu_names": gpus}
+        settings = self._settings
+        return {"stages": settings.stages, "suspend": settings.suspend, "gpu_names": gpus, "gvm": settings.gvm}
 
     def _patience_s(self) -> float:
         longest_s = {rule.stage: 0.0 for rule in self._settings.stages}

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import structlog
 
 from memscaler.core.errors import MemscalerError, UsageError
-from memscaler.core.governor import public_state
 from memscaler.core.model import (
     FOR_EVER_NS,
     SECOND_NS,
@@ -27,6 +26,7 @@ from memscaler.core.model import (
     Phase,
     Unhold,
 )
+from memscaler.core.public import public_state
 from memscaler.core.snapshot import HoldSnapshot
 from memscaler.daemon.leases import HOLD, PAUSE, TIED, Lease, Leases
 from memscaler.daemon.requests import Document, HoldWanted, ParkWanted, PauseWanted, Peer, ResumeWanted, UnholdWanted

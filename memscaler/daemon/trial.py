@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from memscaler.core.errors import GpuError, GpuPermission, GpuUnsupported, MemscalerError
+from memscaler.core.errors import GpuError, GpuPermission, GpuUnsupported, MemscalerError, in_a_line
 from memscaler.daemon.doctor.clients import Clients
 from memscaler.daemon.guardian import Guardian
 from memscaler.gpu.capability import choose
@@ -186,7 +186,7 @@ class Trial:
                 self.pause()
         except GpuError as error:
             applied = not isinstance(error, GpuPermission | GpuUnsupported)  # else the driver has done nothing
-            refusal = f"{error} ({error.hint})" if error.hint else str(error)
+            refusal = in_a_line(error)
             return replace(before, refusal=refusal, applied=applied, denied=isinstance(error, GpuPermission))
         return replace(before, disturbance=disturbance)
 

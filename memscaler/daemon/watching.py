@@ -23,9 +23,10 @@ from memscaler.daemon.discovery import NO_CONTEXT, Found
 from memscaler.daemon.server_word import TELLING, Server
 from memscaler.daemon.targets import Governed
 from memscaler.gpu.inventory import resolve
-from memscaler.kernel.ledger import Ledger, Watch
+from memscaler.kernel.ledger import Ledger
 from memscaler.kernel.scopes import own_netns
 from memscaler.kernel.sock_diag import SockDiag
+from memscaler.kernel.watch import Watch
 
 log = structlog.get_logger()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from memscaler.config.servers import Server
-from memscaler.core.errors import GpuError, MemscalerError
+from memscaler.core.errors import GpuError, MemscalerError, in_a_line
 from memscaler.daemon.servers import option, server_of
 from memscaler.planner import visible
 from memscaler.servers.child import CannotStart, passes
@@ -69,9 +69,8 @@ def prepare(server: Server, environ: Mapping[str, str], home: Path) -> Prepared:
             argv = (*argv, *given.arguments)
             environment.update(placed.environment)
     except (MemscalerError, OSError) as error:
-        hint = getattr(error, "hint", "")
         later = isinstance(error, GpuError)  # a driver may be loaded in a moment
-        raise CannotStart(f"cannot be started: {error}" + (f" ({hint})" if hint else ""), later=later) from error
+        raise CannotStart(f"cannot be started: {in_a_line(error)}", later=later) from error
     return Prepared(_found(argv, environment), environment, server.directory, given, model_of(server))
 
 
@@ -88,7 +87,7 @@ def _model_command(server: Server) -> tuple[str, ...]:
     try:
         program = find_server()
     except MemscalerError as error:
-        raise CannotStart(f"cannot be started: {error} ({error.hint})") from error
+        raise CannotStart(f"cannot be started: {in_a_line(error)}") from error
     port = () if server.port is None or option(server.options, "--port") else ("--port", str(server.port))
     return (*program, "-m", server.model, *port, *server.options)
 

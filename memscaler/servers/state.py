@@ -17,11 +17,11 @@ from typing import Any
 from memscaler.config.servers import Hook, Server
 from memscaler.core.servers import ServerState
 from memscaler.files import read_own, write_own
+from memscaler.gpu.journal import BOOT_ID
 
 STATE, SWITCHES = "state.json", "switches.json"
 SCHEMA = 1
 MOST_BYTES = 16 * 1024 * 1024
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Corrupt(Exception):
@@ -136,7 +136,7 @@ def replace(path: Path, data: bytes, mode: int) -> None:
 
 def _boot() -> str:
     try:
-        return _BOOT.read_text().strip()
+        return BOOT_ID.read_text().strip()
     except OSError:
         return ""
 

@@ -1,4 +1,4 @@
-"""What the governor and the sleeper say to each other (memscaler/servers/governor_link.py tells how).
+"""What the governor and the sleeper say to each other (memscaler/child/link.py tells how).
 
 What the sleeper says is in memscaler/daemon/sleeper_words.py, because the governor reads it.
 
@@ -12,23 +12,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from memscaler.child import link
+from memscaler.child.link import End, Resumed, Seen
+from memscaler.config.gpuctl import Gvm
 from memscaler.config.stages import StageRule, Suspend
 from memscaler.core.stages import Stage
 from memscaler.daemon.child_words import decode, write
 from memscaler.daemon.sleeper_words import WORDS, Word
-from memscaler.servers import governor_link
-from memscaler.servers.governor_link import End, Resumed, Seen
 
 # ---- governor -> sleeper ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings. stages: in the ladder's order. gpu_names: UUIDs by what a StageRule may call a GPU ("gpu0")."""
+    """The settings. stages: in the ladder's order. gpu_names: UUIDs by what a StageRule may call a GPU ("gpu0").
+
+    gvm: where it is, whose memory cannot be checkpointed.
+    """
 
     stages: tuple[StageRule, ...] = ()
     suspend: Suspend = field(default_factory=Suspend)
     gpu_names: Mapping[str, str] = field(default_factory=dict)
+    gvm: Gvm = field(default_factory=Gvm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Announced:
 
 FromGovernor = Seen | Rules | Do | Resumed | Announced | End
 _FROM_GOVERNOR: Mapping[str, type[Any]] = {
-    **governor_link.COMMON,
+    **link.COMMON,
     "settings": Rules,
     "do": Do,
     "announced": Announced,
@@ -69,7 +74,7 @@ _FROM_GOVERNOR: Mapping[str, type[Any]] = {
 
 
 FromSleeper = Word
-Link = governor_link.Link[FromSleeper]
+Link = link.Link[FromSleeper]
 _WORDS = {kind: word for table in (_FROM_GOVERNOR, WORDS) for word, kind in table.items()}
 
 

@@ -7,37 +7,27 @@ Exit status 0: nothing is left in a stage; 1: the journal says what is.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__":  # a checkout that is not installed; otherwise it is there already
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it, and nothing here draws with it
 
-from memscaler.sleep.lines import speak, watch_loop
+from memscaler.child.process import live
 from memscaler.sleep.link import Link, encode
-from memscaler.sleep.sleeper import Sleeper
+from memscaler.sleep.sleeper import KIND, Sleeper
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     """Until the governor ends, or has gone."""
-    # Who stops a unit or presses Ctrl-C means the governor, who then says `end`, or is gone: both are heard.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    fd, runtime_dir = int(arguments[0]), Path(arguments[1])
-    speak(arguments[2], (*arguments, "info")[3])
 
-    async def run() -> bool:
-        watch_loop()
-        return await Sleeper(Link(socket.socket(fileno=fd), encode), runtime_dir).run()
+    async def life() -> bool:
+        return await Sleeper(Link(socket.socket(fileno=int(arguments[0])), encode), Path(arguments[1])).run()
 
-    well = asyncio.run(run())
-    sys.stderr.flush()
-    os._exit(0 if well else 1)  # a driver's thread may hang: nobody waits for it
+    live(KIND.name, arguments[2], (*arguments, "info")[3], life)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from memscaler.servers.governor_link import GpuSeen, Seen, ServerSeen
+from memscaler.child.link import GpuSeen, Seen, ServerSeen
 from memscaler.sleep import moves
 from memscaler.sleep.drivers.protocol import Target
 

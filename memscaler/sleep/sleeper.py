@@ -1,7 +1,6 @@
 """The sleeper: hears the governor, keeps a Charge for each watched server, and tells how they stand.
 
-One event loop. It ends when the governor says so, has gone, or stands still, for then nobody tells who comes: every
-stage is left first, as long as that may take.
+One event loop (child/life.py). Every stage is left before it ends, as long as that may take.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from memscaler.child.life import Kind, Life
+from memscaler.child.link import Resumed, Seen
 from memscaler.core.stages import MachineSleep, Rung, Sleep, Stage
 from memscaler.daemon.child_words import Done, Guard, Look
 from memscaler.servers.aside import aside
-from memscaler.servers.governor_link import End, LinkLost, Resumed, Seen
-from memscaler.servers.standstill import stands_still
 from memscaler.sleep import charge as charges
 from memscaler.sleep import moves
 from memscaler.sleep.by_themselves import ByThemselves
@@ -29,7 +28,7 @@ from memscaler.sleep.drivers import make
 from memscaler.sleep.drivers.protocol import Target
 from memscaler.sleep.ending import machine_is_stopping
 from memscaler.sleep.fitting import told_in_short
-from memscaler.sleep.journal import Journal
+from memscaler.sleep.journal import Entry, Journal
 from memscaler.sleep.ladder import MARGIN_S
 from memscaler.sleep.link import Announced, Do, FromSleeper, Link, Rules, encode, from_governor
 from memscaler.sleep.looks import Looks
@@ -40,26 +39,22 @@ from memscaler.sleep.suspending import Report, Slept, Suspending
 from memscaler.sleep.voice import Voice
 from memscaler.sleep.wishes import Wishes
 
-SOON_S = 0.02  # reports that follow each other so closely are one
-OWN_S = 0.2
-STILL_EVERY_S = 0.5  # while anything sleeps: whether the governor stands still; found twice, it does
 SHORTEST_END_S = 5.0
 SHUTDOWN_S = 20.0  # of the machine: what is asleep ends with it
+KIND = Kind("sleeper", undoing="servers of an earlier memscaler are being brought back", doubt="a server may be down")
 
 log = structlog.get_logger()
 
 
-class Sleeper:
+class Sleeper(Life[FromSleeper, Journal]):
     """One run. Make it in the loop's thread."""
 
     def __init__(self, link: Link, runtime_dir: Path, around: make.Around | None = None) -> None:
         """around: of the drivers, for tests; its announcements are ours."""
-        self._loop = asyncio.get_running_loop()
-        self._link: Link | None = link
+        super().__init__(KIND, link, from_governor, Journal(runtime_dir))
         self._voice = Voice(self._loop, self._send, lambda: self._link is not None)
         base = around or make.Around(runtime_dir)
-        mine = make.Around(base.runtime, self._voice.announced, base.root, base.supervisors, self._refused)
-        self.journal = Journal(runtime_dir)
+        mine = replace(base, announce=self._voice.announced, refused=self._refused, gvm=lambda: self.rules.gvm)
         self._alone = ByThemselves(make.managers(mine), self.changed)
         self._around = charges.Around(make.drivers(mine), self.journal, self._arm, self._disarm, self.changed)
         self.charges: dict[str, Charge] = {}
@@ -71,92 +66,42 @@ class Sleeper:
         self._ids = itertools.count(1)
         self._began_s = time.monotonic()
         self._machine = MachineSleep()
-        self._problem = self._unreachable = ""
-        self._soon: asyncio.TimerHandle | None = None
+        self._unreachable = ""
         self._told: Sleep | None = None
         self._quiet: Quiet | None = None
-        self._governor = os.getppid()
-        self._watch: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
-        self._adopted = False
         self.suspending = Suspending(runtime_dir, self._from_thread)
         self.wishes = Wishes(self)
 
-    async def run(self) -> bool:
-        """Until the end. True if nothing is left in a stage."""
-        link = self._link
-        if link is None:
-            return True
-        self._loop.add_reader(link.fileno(), self._readable)
-        owned = await self._own()
-        if owned is not None:
-            self._adopt()
-            self.suspending.start()
-            if self._seen is not None:
-                self._picture(self._seen)
-            self._configure()
-        await self._over.wait()
-        self._problem = ""
-        well = await self._leave_all()
-        self.suspending.close()
-        self._report()
-        self._hang_up()
-        if owned is not None:
-            os.close(owned)
-        return well
+    # ---- what kind of child it is ------------------------------------------------------------------------------------
 
-    async def _own(self) -> int | None:
-        """The journal's lock. Somebody may still be at work: an undo, or a sleeper whose governor has died."""
-        while not self._over.is_set():
-            try:
-                return self.journal.own()
-            except BlockingIOError:
-                self._problem = "servers of an earlier memscaler are being brought back"
-            except OSError as error:
-                self._problem = f"cannot write {self.journal.folder}: {error.strerror}"
-            self.changed()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(OWN_S):
-                    await self._over.wait()
-        return None
-
-    def _adopt(self) -> None:
-        """What an earlier one has left in a stage is left first."""
-        found = self.journal.found()
-        self._problem = ""
-        if found.unreadable:
-            self._problem = f"cannot read {', '.join(str(path) for path in found.unreadable)}: a server may be down"
-            log.error("sleep.journal_unreadable", files=[str(path) for path in found.unreadable])
-        for entry in found.entries:
+    def _adopt(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
             log.warning("stage.found", server=str(entry.server), stage=str(entry.spells[-1].rule.stage))
             self.charges[entry.server.key] = Charge(entry.server, self._around, entry)
-        self._adopted = True
         self.changed()
 
-    # ---- the governor --------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        self.suspending.start()
+        if self._seen is not None:
+            self._picture(self._seen)
+        self._configure()
 
-    def _readable(self) -> None:
-        try:
-            while self._link is not None and (data := self._link.receive()) is not None:
-                try:
-                    message = from_governor(data)
-                except ValueError as error:
-                    log.error("sleeper.message_refused", err=str(error))
-                    continue
-                self._hear(message)
-        except LinkLost as error:
-            self._lost(error)
+    @property
+    def _is_busy(self) -> bool:
+        return any(not charge.standing.is_up for charge in self.charges.values())
+
+    # ---- the governor --------------------------------------------------------------------------------------------
 
     def _hear(self, message: object) -> None:
         match message:
             case Seen():
                 self._seen = message
-                if self._adopted:
+                if self._owns:
                     self._picture(message)
                 self.looks.seen(message.id)
             case Rules():
                 self.rules, self.gpu_names = message, names_by_uuid(message)
-                if self._adopted:
+                if self._owns:
                     self._configure()
             case Do():
                 self.wishes.do(message)
@@ -164,54 +109,10 @@ class Sleeper:
                 self._send(Look(0))
             case Announced():
                 self._voice.answer(message)
-            case End():
-                self._over.set()
-
-    def _lost(self, error: LinkLost) -> None:
-        log.warning("sleeper.governor_gone", err=str(error))
-        self._hang_up()
-        self._over.set()
-
-    async def _watch_governor(self) -> None:
-        """As long as anything sleeps. It may be a moment (a debugger looks, and goes on)."""
-        before = False
-        while self._link is not None and any(not charge.standing.is_up for charge in self.charges.values()):
-            await asyncio.sleep(STILL_EVERY_S)
-            still = stands_still(self._governor)
-            if before and still:
-                self._lost(LinkLost("the governor stands still"))
-            before = still
-        self._watch = None
 
     def _hang_up(self) -> None:
-        link, self._link = self._link, None
+        super()._hang_up()
         self._voice.hang_up()
-        if link is not None:
-            self._loop.remove_reader(link.fileno())
-            self._loop.remove_writer(link.fileno())
-            link.close()
-
-    def _send(self, message: FromSleeper) -> None:
-        if self._link is None:
-            return
-        try:
-            self._link.send(message)
-            if self._link.waiting:
-                self._loop.add_writer(self._link.fileno(), self._writable)
-        except LinkLost as error:
-            self._lost(error)
-        except ValueError as error:  # too long
-            log.error("sleeper.not_told", err=str(error))
-
-    def _writable(self) -> None:
-        if self._link is None:
-            return
-        try:
-            self._link.flush()
-            if not self._link.waiting:
-                self._loop.remove_writer(self._link.fileno())
-        except LinkLost as error:
-            self._lost(error)
 
     def answer(self, done: Done) -> None:
         """To an operator's wish."""
@@ -266,8 +167,7 @@ class Sleeper:
 
     def _refused(self, sentence: str) -> None:
         """In a driver's thread: a supervisor may not be asked, or may be again."""
-        with suppress(RuntimeError):  # the loop is over
-            self._loop.call_soon_threadsafe(self._say_unreachable, sentence)
+        self._in_loop(self._say_unreachable, sentence)
 
     def _say_unreachable(self, sentence: str) -> None:
         if sentence != self._unreachable:
@@ -279,8 +179,7 @@ class Sleeper:
     # ---- the machine ---------------------------------------------------------------------------------------------
 
     def _from_thread(self, report: Report) -> None:
-        with suppress(RuntimeError):  # the loop is over
-            self._loop.call_soon_threadsafe(self._suspending_said, report)
+        self._in_loop(self._suspending_said, report)
 
     def _suspending_said(self, report: Report) -> None:
         match report:
@@ -323,30 +222,25 @@ class Sleeper:
 
     # ---- what is told --------------------------------------------------------------------------------------------
 
-    def changed(self) -> None:
-        """Something is to be told, soon."""
-        if self._soon is None:
-            self._soon = self._loop.call_later(SOON_S, self._report)
-
-    def _report(self) -> None:
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-        if self._adopted:
+    def _tell(self) -> None:
+        if self._owns:
             self._tell_quiet()
         servers = tuple(charge.report() for _, charge in sorted(self.charges.items()) if not charge.is_gone)
         problem = "; ".join(filter(None, (self._problem, self._unreachable)))
         told = Sleep(os.getpid(), servers, self._machine, problem)
-        if self._watch is None and any(not charge.standing.is_up for charge in self.charges.values()):
-            self._watch = self._loop.create_task(self._watch_governor())
         if told != self._told:
             self._told = told
             self._send(told_in_short(told, _fits))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
+    async def _undo_all(self) -> bool:
+        well = await self._leave_all()
+        self.suspending.close()
+        return well
+
     async def _leave_all(self) -> bool:
-        """Every stage; what cannot be left within its time is left to the journal."""
+        """Every stage."""
         ending = list(self.charges.values())
         stopping = bool(ending) and await aside(machine_is_stopping)
         if stopping:

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memscaler.child.link import MOST_WAITING, GpuSeen, LinkLost, Seen, ServerSeen
 from memscaler.config.hours import parse_windows
 from memscaler.config.stages import StageRule, Suspend
 from memscaler.core.plain import from_plain, to_plain
 from memscaler.core.stages import MachineSleep, Rung, Sleep, SleepingServer, Stage, StageTotals
 from memscaler.daemon.child_words import MOST_BYTES, Done, Guard, Look
 from memscaler.daemon.sleeper_words import Announce, read
-from memscaler.servers.governor_link import MOST_WAITING, GpuSeen, LinkLost, Seen, ServerSeen
 from memscaler.sleep.drivers.protocol import Target
 from memscaler.sleep.journal import Journal
 from memscaler.sleep.link import Do, Link, Rules, encode, from_governor

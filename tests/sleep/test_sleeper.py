@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.child.link import GpuSeen
 from memscaler.config.stages import StageRule, Suspend
 from memscaler.core.plain import to_plain
 from memscaler.core.stages import Rung, Stage
 from memscaler.daemon.child_words import Guard
 from memscaler.daemon.guardian import Guardian
-from memscaler.servers.governor_link import GpuSeen
+from memscaler.daemon.journals import ASLEEP, tells_of_something
 from memscaler.sleep import undo
 from memscaler.sleep.link import Do
 from tests.patience import patience
@@ -116,7 +117,7 @@ def test_a_server_that_refuses_to_sleep_is_told_and_left_alone_for_a_while(with_
     assert "refuses to sleep" in told.note
     assert told.rung is Rung.UP
     assert told.next_unix_s is not None
-    assert undo.anything_to_undo(made.runtime_dir) is False
+    assert tells_of_something(made.runtime_dir, ASLEEP) is False
     assert server.complete() == "hello"
 
 
@@ -160,7 +161,7 @@ def test_when_the_governor_dies_everything_comes_back(with_vllm):
     made.close()
     assert made.ended() == 0
     assert not is_sleeping(server)
-    assert undo.anything_to_undo(made.runtime_dir) is False
+    assert tells_of_something(made.runtime_dir, ASLEEP) is False
 
 
 def test_when_the_sleeper_is_killed_the_next_one_brings_back_first(with_vllm):
@@ -219,7 +220,7 @@ def test_the_guardian_of_a_governor_that_died_brings_back(with_vllm, boards):
         made.kill()
     finally:
         guardian.close()
-    eventually(lambda: not undo.anything_to_undo(made.runtime_dir))
+    eventually(lambda: not tells_of_something(made.runtime_dir, ASLEEP))
     assert not is_sleeping(server)
 
 
@@ -244,7 +245,7 @@ def test_undo_says_what_it_cannot_bring_back(with_vllm):
     report = undo.undo(made.runtime_dir, budget_s=3.0)
     assert not report.ok
     assert "not back from server-sleep" in report.lines()[0]
-    assert undo.anything_to_undo(made.runtime_dir)
+    assert tells_of_something(made.runtime_dir, ASLEEP)
 
 
 def test_a_governor_that_does_not_answer_keeps_everything_up(with_vllm):

@@ -1,4 +1,4 @@
-"""How the sleeper tells: lines of one form, reports that fit, names that people know."""
+"""How the sleeper tells: undo in the form of the log, reports that fit, names that people know."""
 
 from __future__ import annotations
 
@@ -14,45 +14,6 @@ from memscaler.sleep.fitting import told_in_short
 from memscaler.sleep.link import encode
 from memscaler.sleep.told import who
 from tests.patience import patience
-
-NOISY = """
-import asyncio, logging, sys, threading, warnings
-from memscaler.sleep.lines import speak, watch_loop
-speak("json", "info")
-warnings.warn("old thing", DeprecationWarning)
-warnings.warn("two\\nlines", UserWarning)
-logging.getLogger("a.library").warning("so it says %d", 1)
-try:
-    1 / 0
-except ZeroDivisionError:
-    logging.getLogger("a.library").exception("failed")
-thread = threading.Thread(target=lambda: 1 / 0, name="a driver's")
-thread.start(); thread.join()
-class Bad:
-    def __del__(self): raise ValueError("in the end")
-Bad()
-async def loop():
-    watch_loop()
-    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-    await asyncio.sleep(0.05)
-asyncio.run(loop())
-raise RuntimeError("the process dies")
-"""
-
-
-def test_every_line_of_the_process_is_json():
-    """Warnings, what libraries log, tracebacks of threads, callbacks and destructors, and its own death."""
-    done = subprocess.run(
-        [sys.executable, "-c", NOISY], capture_output=True, text=True, check=False, timeout=60 * patience()
-    )
-    assert done.returncode == 1
-    told = [json.loads(line) for line in done.stderr.splitlines()]
-    assert all({"timestamp", "level", "event"} <= set(each) for each in told)
-    text = done.stderr
-    for words in ("two\\nlines", "so it says 1", "failed", "a driver's", "in the end", "the process dies"):
-        assert words in text
-    assert text.count("ZeroDivisionError: division by zero") >= 3
-    assert not done.stdout
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,64 +17,43 @@ if TYPE_CHECKING:
 OF_ENABLED = frozenset({"start", "restart"})  # what a disabled server refuses
 
 
-def start(
-    names: Names = None,
-    everything: All = False,
-    no_wait: NoWait = False,
-    user: User = None,
-    runtime_dir: SupervisorDir = None,
-    as_json: Json = False,
-) -> None:
-    """Start servers, also those that failed, and wait until they are ready. The exit code is 1 if one fails."""
-    _do("start", names, everything, no_wait, user, runtime_dir, as_json)
+def _command(what: str, told: str) -> Callable[..., None]:
+    """All of these take the same words. told: its help."""
+
+    def command(
+        names: Names = None,
+        everything: All = False,
+        no_wait: NoWait = False,
+        user: User = None,
+        runtime_dir: SupervisorDir = None,
+        as_json: Json = False,
+    ) -> None:
+        _do(what, names, everything, no_wait, user, runtime_dir, as_json)
+
+    command.__doc__ = told
+    return command
 
 
-def stop(
-    names: Names = None,
-    everything: All = False,
-    no_wait: NoWait = False,
-    user: User = None,
-    runtime_dir: SupervisorDir = None,
-    as_json: Json = False,
-) -> None:
-    """Stop servers, with their hooks and all that they have started, until `start` or the supervisor's next start."""
-    _do("stop", names, everything, no_wait, user, runtime_dir, as_json)
-
-
-def restart(
-    names: Names = None,
-    everything: All = False,
-    no_wait: NoWait = False,
-    user: User = None,
-    runtime_dir: SupervisorDir = None,
-    as_json: Json = False,
-) -> None:
-    """Stop servers, start them again, and wait until they are ready. The exit code is 1 if one fails."""
-    _do("restart", names, everything, no_wait, user, runtime_dir, as_json)
-
-
-def enable(
-    names: Names = None,
-    everything: All = False,
-    no_wait: NoWait = False,
-    user: User = None,
-    runtime_dir: SupervisorDir = None,
-    as_json: Json = False,
-) -> None:
-    """Start servers now and whenever their supervisor starts, whatever `enabled` in their descriptions says."""
-    _do("enable", names, everything, no_wait, user, runtime_dir, as_json)
-
-
-def disable(
-    names: Names = None,
-    everything: All = False,
-    no_wait: NoWait = False,
-    user: User = None,
-    runtime_dir: SupervisorDir = None,
-    as_json: Json = False,
-) -> None:
-    """Stop servers, and leave them so when their supervisor starts, whatever `enabled` in their descriptions says."""
-    _do("disable", names, everything, no_wait, user, runtime_dir, as_json)
+start = _command(
+    "start",
+    "Start servers, also those that failed, and wait until they are ready. The exit code is 1 if one fails.",
+)
+stop = _command(
+    "stop",
+    "Stop servers, with their hooks and all that they have started, until `start` or the supervisor's next start.",
+)
+restart = _command(
+    "restart",
+    "Stop servers, start them again, and wait until they are ready. The exit code is 1 if one fails.",
+)
+enable = _command(
+    "enable",
+    "Start servers now and whenever their supervisor starts, whatever `enabled` in their descriptions says.",
+)
+disable = _command(
+    "disable",
+    "Stop servers, and leave them so when their supervisor starts, whatever `enabled` in their descriptions says.",
+)
 
 
 def _do(

@@ -24,7 +24,7 @@ from memscaler.daemon.calibrate.rounds import Rounds, Stopped, TryNext
 from memscaler.daemon.calibrate.sampler import Sampler
 from memscaler.daemon.doctor.clients import Unclear, clients_of, governed
 from memscaler.daemon.doctor.context import Context, NoAnswer
-from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.journals import JOURNAL
 from memscaler.daemon.targets import wanted_lever
 from memscaler.daemon.trial import NotTried, Trial, guarded
 from memscaler.gpu.inventory import Device, Driver, resolve

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from memscaler.core.calibration import AVERAGE, BACK_SHARE, INSTANT, Sample
 from memscaler.core.errors import GpuError, GpuLost
-from memscaler.gpu import nvml
+from memscaler.gpu import nvml, nvml_calls
 from memscaler.gpu.inventory import Device
 from memscaler.gpu.levers import GRAPHICS_CLOCK, MEMORY_CLOCK, Lever
 
@@ -71,7 +71,7 @@ class Sampler:
         state = self._told(nvml.pstate)
         return None if state is None else -float(state)
 
-    def _told(self, ask: Callable[[nvml.Handle], Value]) -> Value | None:
+    def _told(self, ask: Callable[[nvml_calls.Handle], Value]) -> Value | None:
         try:
             return ask(self._handle)
         except GpuLost:

@@ -22,7 +22,7 @@ from memscaler.daemon import discovery, lock, targets
 from memscaler.daemon.discovery import Found
 from memscaler.daemon.doctor.distribution import Distribution, distribution
 from memscaler.daemon.requests import Document
-from memscaler.gpu import nvapi, nvml
+from memscaler.gpu import nvapi, nvml_calls
 from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.gpu.session import Attempt
 from memscaler.kernel.processes import Processes
@@ -167,7 +167,7 @@ class Context:
                 self._made[key] = Attempt(act), time.monotonic() + patience_s
             attempt, end_s = self._made[key]
         try:
-            value: Value = attempt.result(end_s - time.monotonic(), nvml.SESSION, nvapi.SESSION)
+            value: Value = attempt.result(end_s - time.monotonic(), nvml_calls.SESSION, nvapi.SESSION)
         except GpuError as error:
             if attempt.pending:
                 raise NoAnswer(f"{who} did not answer in {patience_s:.0f} s") from error

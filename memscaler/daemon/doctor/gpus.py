@@ -9,9 +9,9 @@ from pathlib import Path
 from memscaler.core.errors import ConfigError, GpuError, GpuPermission, GpuUnsupported, UsageError
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import NO_DRIVER, SEE_DRIVER, Verdict, failed, passed, unknown, warned
-from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.journals import JOURNAL
 from memscaler.daemon.targets import find_named, wanted_lever
-from memscaler.gpu import nvml
+from memscaler.gpu import nvml, nvml_calls
 from memscaler.gpu.capability import VGPU_GUEST, Choice, choose
 from memscaler.gpu.inventory import Device, Driver
 from memscaler.gpu.journal import Journal
@@ -62,7 +62,7 @@ def match(context: Context) -> Verdict:
     try:
         driver = context.driver()
     except GpuError as error:
-        if error.code == nvml.MISMATCH:
+        if error.code == nvml_calls.MISMATCH:
             return failed(f"library and kernel module differ (module {kernel or 'unknown'})", error.hint)
         return unknown(NO_DRIVER, SEE_DRIVER)
     if context.simulated:

@@ -12,13 +12,15 @@ from memscaler.config.gpuctl import GpuctlRule
 from memscaler.core.errors import DaemonNotRunning, MemscalerError
 from memscaler.core.gpuctl import Ability, Knob
 from memscaler.core.knobs import GVM_ONLY
+from memscaler.daemon import rights
 from memscaler.daemon.doctor.context import Context, NoAnswer
 from memscaler.daemon.doctor.model import Verdict, failed, passed, unknown, warned
-from memscaler.daemon.guardian import CONTROLLED
+from memscaler.daemon.journals import CONTROLLED, tells_of_something
 
 SEE = "see docs/gpuctl.md"
 LEFT = "a memscaler that is gone has left processes frozen, or otherwise set"
 NOBODY_ASKED = "no [[gpuctl]] rule wants it"
+DRIVER = "MS-GVM-01"
 
 
 def driver(context: Context) -> Verdict:
@@ -31,11 +33,11 @@ def driver(context: Context) -> Verdict:
         return passed(f"GVM's driver is there: {context.settings.gvm.root}/nvidia-uvm/processes")
     rules = context.settings.gpuctl
     if wanting := [rule for rule in rules if rule.values().keys() & GVM_ONLY or (rule.freeze and rule.how == "gvm")]:
-        told = f"{_names(wanting)}: {limit.why_not}"
+        told = f"{_names(wanting)}: {limit.lacks or limit.why_not}"
         return failed(told, f'take memory_limit, compute_priority and how = "gvm" away; {_or_mount(context)}{SEE}')
     if limit.source:
         return warned(f"GVM's driver is there, and cannot be used: {limit.why_not}", SEE)
-    return passed(f"{limit.why_not}; {NOBODY_ASKED}")
+    return passed(f"{limit.lacks or limit.why_not}; {NOBODY_ASKED}")
 
 
 def _or_mount(context: Context) -> str:
@@ -68,7 +70,7 @@ def abilities(context: Context) -> Iterator[Verdict]:
 def arbiter(context: Context) -> Iterator[Verdict]:
     """Whether the process that does the rules runs, and what keeps each rule from doing what it wants."""
     rules = context.settings.gpuctl
-    left = any((context.settings.runtime_dir / CONTROLLED).glob("*.json"))
+    left = tells_of_something(context.settings.runtime_dir, CONTROLLED)
     if not rules and not left:
         yield passed("no [[gpuctl]] rule is configured")
         return
@@ -90,6 +92,9 @@ def arbiter(context: Context) -> Iterator[Verdict]:
         problem = told.get("problem") or "the daemon runs none"
         yield failed(f"no arbiter runs: {problem}", "memscaler reload; then see the daemon's log")
         return
+    for note in told.get("notes") or ():
+        if note.get("about") == rights.ABOUT:
+            yield warned(str(note.get("note")).removesuffix(f": {rights.REMEDY}"), rights.REMEDY, "rights")
     states = {state.get("name"): state for state in told.get("rules") or ()}
     for rule in rules:
         yield _rule(rule.name, states.get(rule.name))
@@ -120,13 +125,21 @@ def _ability(row: Ability, wanting: Iterable[GpuctlRule], *, is_root: bool) -> V
     if able:
         seen = f"by {', '.join(row.means)}" if row.means else f"told by {row.source}"
         return passed(f"{seen}; {row.note}" if row.note else seen, row.what)
+    why_not = _said_once(row)
     if not is_root:
-        return unknown(row.why_not, subject=row.what)
+        return unknown(why_not, subject=row.what)
     rules = list(wanting)
     if rules:
-        return failed(f"{_names(rules)}: {row.why_not}", f"change the rule; {SEE}", row.what)
+        return failed(f"{_names(rules)}: {why_not}", f"change the rule; {SEE}", row.what)
     asked = f"; {NOBODY_ASKED}" if row.what in set(Knob) else ""
-    return passed(f"not possible here: {row.why_not}{asked}", row.what)
+    return passed(f"not possible here: {why_not}{asked}", row.what)
+
+
+def _said_once(row: Ability) -> str:
+    """Why not; what is wrong with GVM itself is the first check's to tell."""
+    if not row.lacks:
+        return row.why_not
+    return row.why_not.replace(row.lacks, f"GVM cannot be {'written' if row.source else 'seen'} ({DRIVER})")
 
 
 def _names(rules: Iterable[GpuctlRule]) -> str:

@@ -17,7 +17,7 @@ from memscaler.daemon.discovery import Found
 from memscaler.daemon.doctor.clients import Unclear, clients_of, governed
 from memscaler.daemon.doctor.context import Context
 from memscaler.daemon.doctor.model import NEEDS_ROOT, Verdict, failed, passed, unknown, warned
-from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.journals import JOURNAL
 from memscaler.daemon.targets import wanted_lever
 from memscaler.daemon.trial import IDLE, RESTORE_ALL, NotTried, Parked, Trial, Woken, guarded
 from memscaler.gpu.inventory import Device, Driver

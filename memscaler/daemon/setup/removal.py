@@ -13,7 +13,7 @@ from memscaler.config.load import examine
 from memscaler.config.schema import Settings
 from memscaler.core.errors import DaemonRunning, MemscalerError
 from memscaler.daemon import systemd
-from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.journals import JOURNAL
 from memscaler.daemon.lock import CALIBRATION, DAEMON, acquire, refuse_beside_daemon
 from memscaler.daemon.setup import files, manifest, steps
 from memscaler.daemon.setup.install import GROUP, SERVERS_USER, Wish, has_group, has_user

@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from memscaler.config.gpuctl import Gvm
 from memscaler.config.stages import StageRule
 from memscaler.core.stages import Stage
 from memscaler.kernel.processes import Processes, start_time
@@ -55,15 +56,22 @@ _MOVING = (State.CHECKPOINTING, State.RESTORING)
 
 
 class Checkpoint:
-    """Driver of the stage. runtime: where locks are kept. root: where the system is."""
+    """Driver of the stage. runtime: where locks are kept. root: where the system is; gvm: where in it GVM is."""
 
     stage = Stage.CHECKPOINT
 
-    def __init__(self, runtime: Path, managers: Managers, machine: room.Room, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        runtime: Path,
+        managers: Managers,
+        machine: room.Room,
+        root: Path = Path("/"),
+        gvm: Callable[[], Gvm] = Gvm,
+    ) -> None:
         self._folder = runtime
         self._managers = managers
         self._room = machine
-        self._root = root
+        self._root, self._gvm = root, gvm
 
     def possible(self, server: Target, rule: StageRule, call: Call) -> str:
         if not rule.force and (owner := self._managers.owner(server, call)):
@@ -143,7 +151,7 @@ class Checkpoint:
             users=users,
             persistence={uuid: board.persistence for uuid, board in boards.boards.items()},
             unified=checkpoint_gates.unified(pids, processes),
-            managed=checkpoint_gates.managed(pids, self._root),
+            managed=checkpoint_gates.managed(pids, self._root, self._gvm()),
             tool_problem=problem,
             tool_version=tool.version if tool else "",
             tool_actions=tool.actions if tool else False,

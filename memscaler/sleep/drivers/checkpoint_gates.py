@@ -7,7 +7,7 @@ https://github.com/NVIDIA/cuda-checkpoint (its README and issues #25, #27, #56),
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memscaler.config.gpuctl import Gvm
@@ -19,7 +19,6 @@ FIRST_DRIVER = 570
 FIRST_WITH_IPC = 610
 MACHINES = frozenset({"x86_64"})
 UNIFIED = "GGML_CUDA_ENABLE_UNIFIED_MEMORY"
-DEBUGFS = "sys/kernel/debug"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +98,12 @@ def _has(pid: int, processes: Processes) -> bool:
     return any(word.startswith(f"{UNIFIED}=".encode()) for word in words)
 
 
-def managed(pids: frozenset[int], root: Path) -> frozenset[int]:
+def managed(pids: frozenset[int], root: Path, gvm: Gvm) -> frozenset[int]:
     """Those with memory on GVM's account, by whichever of their threads; none where there is no GVM.
 
     One whose account cannot be read has some.
     """
-    tree = Tree(Gvm(root=root / DEBUGFS))
+    tree = Tree(replace(gvm, root=root / gvm.root.relative_to(gvm.root.anchor)))
     return frozenset(entry.pid for entry in tree.entries(pids) if _is_managed(tree, entry))
 
 

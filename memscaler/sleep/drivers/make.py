@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from memscaler.config.gpuctl import Gvm
 from memscaler.core.stages import Stage
 from memscaler.sleep.drivers.checkpoint import Checkpoint
 from memscaler.sleep.drivers.managers import Managers
@@ -23,7 +24,7 @@ class Around:
     """Of the process that uses drivers. runtime: where locks are kept, the same for all of ours on this machine.
 
     root: where the system is. supervisors: the runtime directories of those that may run. refused: told, in a thread,
-    when one of them may not be asked, and "" when it may.
+    when one of them may not be asked, and "" when it may. gvm: where it is, as configured now.
     """
 
     runtime: Path
@@ -31,6 +32,7 @@ class Around:
     root: Path = Path("/")
     supervisors: Folders = usual_folders
     refused: Refused = quietly
+    gvm: Callable[[], Gvm] = Gvm
 
 
 def drivers(around: Around) -> Mapping[Stage, Driver]:
@@ -39,7 +41,7 @@ def drivers(around: Around) -> Mapping[Stage, Driver]:
     managers = Managers(talk)
     made: tuple[Driver, ...] = (
         ServerSleep(talk, managers, room),
-        Checkpoint(around.runtime, managers, room, around.root),
+        Checkpoint(around.runtime, managers, room, around.root, around.gvm),
         StopServer(Supervisors(around.supervisors, around.refused), Units(talk), managers),
     )
     return {driver.stage: driver for driver in made}

@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from memscaler.config.stages import StageRule
-from memscaler.core.errors import MemscalerError
+from memscaler.core.errors import MemscalerError, in_a_line
 from memscaler.core.stages import Stage
 
 Memo = Mapping[str, Any]
@@ -69,7 +69,7 @@ def said(error: Exception) -> str:
     """What an operator is told of it: with the hint, if it is one of ours; with its kind, if it is not."""
     if not isinstance(error, MemscalerError):
         return f"{type(error).__name__}: {error}"
-    return f"{error} ({error.hint})" if error.hint else str(error)
+    return in_a_line(error)
 
 
 class NotAnnounced(Exception):

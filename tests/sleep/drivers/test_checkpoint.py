@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.config.gpuctl import Gvm
+from memscaler.core.stages import Stage
 from memscaler.sleep.drivers import cuda
 from memscaler.sleep.drivers.checkpoint_gates import Facts, driver_major, managed, refusal
+from memscaler.sleep.drivers.make import Around, drivers
 from memscaler.sleep.drivers.protocol import Broken, Gone, Later, Stuck, Undone, Where
 from tests.servers.bench import eventually
 from tests.sleep.drivers.benches import NAMED, PYTHON, REPOSITORY, Cuda, Started, wait_gone, within
@@ -158,6 +161,18 @@ def test_gvm(bench, tmp_path):
     assert refused(bench, root) == "", "it has left that GPU meanwhile"
 
 
+def test_gvm_is_where_the_configuration_says(bench, tmp_path):
+    """And not only below /sys/kernel/debug."""
+    entry = tmp_path / f"elsewhere/nvidia-uvm/processes/{bench.pid}/0"
+    entry.mkdir(parents=True)
+    (entry / "memory.current").write_text("4096\n")
+    around = Around(bench.runtime, gvm=lambda: Gvm(root=tmp_path / "elsewhere"))
+    driver = drivers(around)[Stage.CHECKPOINT]
+    assert "GVM" in driver.possible(bench.target, bench.rule, within())
+    (entry / "memory.current").write_text("0\n")
+    assert driver.possible(bench.target, bench.rule, within()) == ""
+
+
 def test_gvm_by_another_thread(tmp_path):
     """GVM calls a process by the thread that began with CUDA (A3)."""
     go, ready = threading.Event(), threading.Event()
@@ -175,8 +190,8 @@ def test_gvm_by_another_thread(tmp_path):
         folder = tmp_path / f"sys/kernel/debug/nvidia-uvm/processes/{tids[0]}/0"
         folder.mkdir(parents=True)
         (folder / "memory.current").write_text("4096\n")
-        assert managed(frozenset({os.getpid()}), tmp_path) == {os.getpid()}
-        assert managed(frozenset({1}), tmp_path) == frozenset()
+        assert managed(frozenset({os.getpid()}), tmp_path, Gvm()) == {os.getpid()}
+        assert managed(frozenset({1}), tmp_path, Gvm()) == frozenset()
     finally:
         go.set()
         thread.join()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from memscaler.kernel.processes import PROC
 
+_STAT_BYTES = 4096
 _STOPPED = frozenset("Tt")  # proc(5), field 3 of stat: by a signal, by a debugger
 
 
@@ -17,11 +18,17 @@ def stands_still(pid: int, proc: Path = PROC) -> bool:
 
 
 def state(pid: int, proc: Path = PROC) -> str:
-    """proc(5), field 3 of stat, of its first thread: "R", "T", "Z"; "" if it is gone."""
+    """proc(5), field 3 of stat, of its first thread: "R", "T", "Z"; "" if it is gone. A client may wait for it."""
     try:
-        return (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        fd = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, _STAT_BYTES).rpartition(b")")[2].split(None, 1)[0].decode("ascii", "replace")
     except (OSError, IndexError):
         return ""
+    finally:
+        os.close(fd)
 
 
 def is_stop_pending(pid: int, proc: Path = PROC) -> bool:
