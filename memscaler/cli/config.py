@@ -138,6 +138,7 @@ def check(
         if server.enabled and server.port is None
     ]
     warnings += [*doubts(found.settings), *gpuctl_doubts.here(found.settings)] if found.settings else []
+    warnings += [] if found.settings else gpuctl_doubts.of_rules(found.rules)
     if as_json:
         first = found.files[0] if found.files else None
         told = {"ok": not problems, "file": first, "files": found.files, "problems": problems, "warnings": warnings}

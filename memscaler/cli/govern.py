@@ -33,7 +33,8 @@ def main() -> NoReturn:
     told = json.loads(sys.argv[1])
     with exit_with():
         from memscaler.config.load import load
-        from memscaler.daemon.main import Programs, run
+        from memscaler.daemon.composition import Programs
+        from memscaler.daemon.main import run
         from memscaler.observe.log import configure
 
         config = None if told["config"] is None else Path(told["config"])

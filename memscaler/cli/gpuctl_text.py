@@ -8,7 +8,7 @@ from typing import Any
 
 from memscaler.cli.output import INDENT, WIDTH, columns, labelled, plain, span
 from memscaler.cli.paint import Paint
-from memscaler.config.amounts import write_bytes
+from memscaler.config.amounts import bytes_text
 from memscaler.core.gpuctl import NO_LIMIT, Knob, Means
 from memscaler.observe.gpuctl import WHEN, done_text
 
@@ -74,20 +74,19 @@ def acts_in(rule: Entry) -> str:
     return f"{act['median_s'] * 1000:.1f} ms" if act["median_s"] < 1 else f"{act['median_s']:.1f}s"
 
 
-def rule_text(rule: Entry, controlled: Iterable[Entry]) -> str:
-    """For whom it is in force, what it has set, what hinders it, in one line."""
+def rule_text(rule: Entry, controlled: Iterable[Entry], *, problems_first: bool = False) -> str:
+    """For whom it is in force, what it has set, what hinders it, in one line. problems_first: its end may be cut."""
     mine = [each for each in controlled if each["rule"] == rule["name"]]
     ports = f"for {', '.join(map(plain, rule['for']))}" if rule["holds"] and rule["for"] else ""
     failed = f"failed {rule['failed']} times" if rule["failed"] else ""
-    return "; ".join(
-        filter(None, (ports, done_text(mine), _clause(rule["why_not"]), failed.replace(" 1 times", " once")))
-    )
+    does, hinders = (ports, done_text(mine)), (_clause(rule["why_not"]), failed.replace(" 1 times", " once"))
+    return "; ".join(filter(None, (*hinders, *does) if problems_first else (*does, *hinders)))
 
 
 def _about(rule: Entry, controlled: Iterable[Entry], colour: Paint) -> Iterable[str]:
     mine = [each for each in controlled if each["rule"] == rule["name"]]
     lines = labelled(f"{plain(rule['name'])}:", rule_text(rule, mine))
-    mine.sort(key=lambda each: not each["problem"])
+    mine.sort(key=lambda each: (not each["problem"], each["pid"]))
     for each in mine[:MOST_PROCESSES]:
         style = "bad" if each["problem"] else ""
         lines += [colour(style, line) for line in _item(process_text(each))]
@@ -102,7 +101,7 @@ def _item(text: str) -> list[str]:
 def process_text(each: Entry) -> str:
     """For example "4711 train (batch.service): stopped by SIGSTOP for 12s"."""
     where = plain(each["unit"] or each["container"])
-    who = f"{plain(each['pid'])} {plain(each['name'])}" + (f" ({where})" if where else "")
+    who = f"{plain(each['pid'])} {plain(each['name']) or NONE}" + (f" ({where})" if where else "")
     gpu = f" on {plain(each['gpu'])}" if each["gpu"] else ""
     problem = _clause(each["problem"])
     if each["since_s"] is None:  # it is only wanted
@@ -116,7 +115,7 @@ def _value_text(each: Entry) -> str:
     if knob == Knob.COMPUTE_FREEZE:
         return _STOPPED.get(each["means"], "stopped") if value else "not stopped"
     if knob == Knob.MEMORY_LIMIT:
-        return "no memory limit" if value == NO_LIMIT else f"at most {write_bytes(value)}"
+        return "no memory limit" if value == NO_LIMIT else f"at most {bytes_text(value)}"
     return f"{_WORDS.get(knob, plain(knob))} {plain(value)}"
 
 
@@ -124,7 +123,7 @@ def _was(each: Entry) -> str:
     was = each["was"]
     if was is None or each["knob"] == Knob.COMPUTE_FREEZE:
         return ""
-    return f", was {write_bytes(was) if each['knob'] == Knob.MEMORY_LIMIT else plain(was)}"
+    return f", was {bytes_text(was) if each['knob'] == Knob.MEMORY_LIMIT else plain(was)}"
 
 
 def _clause(sentence: object) -> str:

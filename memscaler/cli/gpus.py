@@ -41,7 +41,7 @@ def gpus(
     from memscaler.cli.simulated import at_home
     from memscaler.cli.simulated import simulate as start_simulation
     from memscaler.config.load import load
-    from memscaler.daemon.guardian import JOURNAL
+    from memscaler.daemon.journals import JOURNAL
     from memscaler.gpu.inventory import open_driver
     from memscaler.gpu.journal import Journal
 

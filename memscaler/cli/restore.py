@@ -36,7 +36,7 @@ def restore(
     """
     from memscaler.cli.simulated import simulate as start_simulation
     from memscaler.core.errors import DaemonRunning, MemscalerError, PermissionMissing
-    from memscaler.daemon.guardian import JOURNAL
+    from memscaler.daemon.journals import JOURNAL
     from memscaler.daemon.lock import prepare_runtime_dir, refuse_beside_daemon, wait_until_free
     from memscaler.gpu.restore import restore_from
 

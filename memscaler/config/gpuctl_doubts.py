@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from memscaler.config.gpuctl import GpuctlRule, Gvm
 from memscaler.config.gpuctl_tables import is_port
@@ -19,8 +19,8 @@ def doubts(settings: Settings) -> Iterator[str]:
     known = {str(server.port) for server in settings.servers if server.enabled and server.port is not None}
     known |= {str(watch.port) for watch in settings.watches}  # a port alone means it in whatever scope
     known |= {f"{watch.port}@{watch.scope}" for watch in settings.watches if watch.scope != HOST}
+    yield from of_rules(settings.gpuctl)
     for rule in settings.gpuctl:
-        yield from _of_rule(rule)
         if not settings.discover:
             yield from (
                 f"{rule.origin}: nobody watches port {word}, so rule {rule.name} is for nobody there"
@@ -29,6 +29,12 @@ def doubts(settings: Settings) -> Iterator[str]:
             )
     if settings.dry_run and settings.gpuctl:
         yield f"{settings.gpuctl[0].origin}: in a dry run no rule of [[gpuctl]] does anything"
+
+
+def of_rules(rules: Iterable[GpuctlRule]) -> Iterator[str]:
+    """What can be told of them alone: also where something else is wrong with the file, or with the rule."""
+    for rule in rules:
+        yield from _of_rule(rule)
 
 
 def here(settings: Settings) -> Iterator[str]:

@@ -103,13 +103,20 @@ def _path(text: str) -> str:
     return text
 
 
+def a_cgroup(text: str) -> str:
+    """Its path, without the slash that a shell puts behind it. Raise ValueError for what is none."""
+    if not text.startswith(("/", "*")):
+        raise ValueError(f"{text!r} is no path of a cgroup (write /batch.slice, or /batch.slice/* for all below it)")
+    return text.rstrip("/") or "/"
+
+
 _CHECKS: Mapping[str, Callable[[str], str]] = {
     "unit": _unit,
     "name": str,
     "exe": _path,
     "user": str,
     "container": str,
-    "cgroup": _path,
+    "cgroup": a_cgroup,
 }
 
 

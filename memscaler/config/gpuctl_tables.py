@@ -38,11 +38,13 @@ _OTHER_GVM_WORDS = {"proc": "proc_root", "debugfs": "root", "gvm_gpu_map": "gpu_
 class Found:
     """Rules as the files have them, and what [gvm] says by field.
 
-    names: (name, place) of all rules, also of those with something wrong in them.
+    names: (name, place) of all rules, also of those with something wrong in them. amiss: of these the ones that can be
+    read, but for what is wrong with them: something else may be doubtful, too.
     """
 
     rules: list[GpuctlRule] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
+    amiss: list[GpuctlRule] = field(default_factory=list)
     gvm: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
@@ -77,7 +79,11 @@ def _rule(raw: object, place: Place, found: Found) -> GpuctlRule | None:
             more = " (leave it out: the rule is for all)" if key == "watches" else ""
             problems.append(f"{place(key)}: {key} is empty{more}")
     problems += _together(told, place)
-    return GpuctlRule(**told, origin=place()) if len(problems) == before else None
+    if len(problems) == before:
+        return GpuctlRule(**told, origin=place())
+    if "name" in told and "how" not in told and len(told) == len(raw):
+        found.amiss.append(GpuctlRule(**told, origin=place()))
+    return None
 
 
 def _together(told: Mapping[str, Any], place: Place) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from memscaler.config.amounts import read_bytes
-from memscaler.core.gpuctl import NO_LIMIT, Knob
+from memscaler.config.amounts import bytes_text, read_bytes
+from memscaler.core.gpuctl import Knob
 from memscaler.core.knobs import BEYOND_README, DIRECTIONS, RANGES
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
@@ -37,14 +37,3 @@ def spoken(knob: Knob, value: int) -> str:
     if knob is Knob.COMPUTE_FREEZE:
         return "frozen" if value else "runs"
     return str(value)
-
-
-def bytes_text(count: int) -> str:
-    """In the largest unit, exact where that is short: "6 GiB", "1.5 GiB", "512 MiB", "max"."""
-    if count == NO_LIMIT:
-        return "max"
-    for unit, power in (("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)):
-        size = 1024**power
-        if count >= size:
-            return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{count} B"

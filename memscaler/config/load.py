@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memscaler.config import gateway_tables, gpuctl_tables, server_files, server_tables, stage_tables, toml, values
+from memscaler.config.gpuctl import GpuctlRule
 from memscaler.config.ports import (
     UNKNOWN,
     Watch,
@@ -112,9 +113,8 @@ def without_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> Set
 class Examined:
     """A configuration that was looked at. files: in the order of reading; settings: None if there are problems.
 
-    distrust: why `load` would not read the files from where they are; refusals: the same in short, one each;
-    problems: other reasons, sentences.
-    ignored: sentences about files beside these that nothing reads.
+    distrust: why `load` would not read the files from where they are; refusals: the same in short, one each; problems:
+    other reasons. ignored: about files beside these that nothing reads. rules: of [[gpuctl]], also what is amiss.
     opened: False if some file could not be read; then nobody knows whether it is to be trusted.
     """
 
@@ -126,6 +126,7 @@ class Examined:
     refusals: tuple[str, ...] = ()
     opened: bool = True
     ignored: tuple[str, ...] = ()
+    rules: tuple[GpuctlRule, ...] = ()
 
     @property
     def names(self) -> str:
@@ -143,9 +144,9 @@ def examine(
     read = read_files(file, DEFAULT_FILE, default)
     found = _find(flags, environ, read)
     problems = (*read.problems, *(sentence for _, sentence in found.problems))
-    settings = None if problems else _settled(found)
+    settings, rules = None if problems else _settled(found), (*found.gpuctl.rules, *found.gpuctl.amiss)
     refusal = "; ".join(map(str, read.distrust)), remedy(read.distrust), tuple(each.brief for each in read.distrust)
-    return Examined(read.files, settings, problems, *refusal, opened=not read.unopened, ignored=read.ignored)
+    return Examined(read.files, settings, problems, *refusal, not read.unopened, read.ignored, rules)
 
 
 def _find(flags: Mapping[str, object], environ: Mapping[str, str], files: Sources) -> _Found:

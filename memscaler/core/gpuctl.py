@@ -39,6 +39,8 @@ class Ability:
     what: a knob ("memory.limit") or a reading ("memory.current", "memory.swap.current", "kernels", "processes").
     means: by what it is set, the best first; () if it cannot be set. source: who tells it: "GVM", "NVML", "the kernel",
     "" if nobody. why_not: why it cannot be set (of a reading: told), a sentence. note: what to know where it can.
+    lacks: the part of why_not that says what is wrong with GVM here: the same of all rows, so who shows several says it
+    once.
     """
 
     what: str
@@ -46,6 +48,7 @@ class Ability:
     source: str = ""
     why_not: str = ""
     note: str = ""
+    lacks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +121,20 @@ class RuleState:
 
 
 @dataclass(frozen=True, slots=True)
+class GvmAt:
+    """Where GVM's driver is looked for: [gvm] of the configuration, as whoever asks the governor needs it."""
+
+    root: str
+    proc_root: str
+    gpu_map: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Gpuctl:
     """All that the arbiter tells. pid: its process, None while it does not run. problem: of itself, a sentence.
 
     gvm: GVM's driver is there; gvm_why_not: else why not. first: UUIDs of GPUs for which something is to be done before
-    their clocks are touched. readings: as of read_unix_s.
+    their clocks are touched. readings: as of read_unix_s. gvm_at: the governor's word, not the arbiter's.
     """
 
     pid: int | None = None
@@ -135,3 +147,4 @@ class Gpuctl:
     readings: tuple[GvmReading, ...] = ()
     read_unix_s: float = 0.0
     notes: Mapping[str, str] = field(default_factory=dict)
+    gvm_at: GvmAt | None = None

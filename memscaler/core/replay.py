@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from memscaler.core import governor
+from memscaler.core import governor, membership
 from memscaler.core.costs import Costs, Outcome
 from memscaler.core.governor import DOWN
 from memscaler.core.model import (
@@ -68,7 +68,7 @@ class _Run:
         self._policy = Policy({GPU: mine}, RARELY_NS, RARELY_NS)
         self._costs, self._decide = costs, decide
         self._reading = Reading(0, 0)
-        self._state = governor.initial(self._policy, 0)
+        self._state = membership.initial(self._policy, 0)
         self._deadline_ns = self._verify_ns = 0
         self._quiet_ns: int | None = None  # since when; None: no work yet
         self._parked_ns: int | None = None

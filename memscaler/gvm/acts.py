@@ -5,23 +5,25 @@ Called by several threads, for one place by one at a time.
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
+from memscaler.child.standstill import is_stop_pending, stands_still, state
+from memscaler.core.errors import in_a_line
 from memscaler.core.gpuctl import Knob, Means
 from memscaler.core.knobs import DEFAULTS
 from memscaler.gvm import turning
+from memscaler.gvm.above import Above
 from memscaler.gvm.book import Ended, NotTurned, NotUndone, Turn, Turned, Undo
+from memscaler.gvm.drafts import Drafts, entry_of
 from memscaler.gvm.errors import Gone, KnobError, Refused
 from memscaler.gvm.journal import Entry, Journal
 from memscaler.gvm.turning import Grip, Outcome, Place, Was
 from memscaler.gvm.wanted import Want
 from memscaler.kernel.processes import PROC
-from memscaler.servers.standstill import is_stop_pending, stands_still, state
 
 FROZEN_BEFORE = "somebody else has frozen it before us"
 NOT_OURS = "somebody else has changed it since"
@@ -35,6 +37,11 @@ class Acts:
 
     journal: Journal
     proc: Path = PROC
+    drafts: Drafts = field(init=False)
+    above: Above = field(default_factory=Above)
+
+    def __post_init__(self) -> None:
+        self.drafts = Drafts(self.journal)
 
     def turn(self, action: Turn, grip: Grip | None, whose: Want | None) -> Turned | NotTurned | Ended:
         """grip: the place, kept open. whose: for people who read the journal."""
@@ -44,10 +51,14 @@ class Acts:
                 now = self._now(action.place, grip)
                 if action.again and self._is_about_to(action.place):
                     now = Was(action.value)
+                if was is None and self.above.stops_because_of_us(action.place):
+                    now = Was(0)
                 if (settled := _settled(action, now)) is not None:
                     return settled
                 was = was or now
-            self.journal.add(self._entry(action, was, whose))
+            waiting = self.above.running(action.place, self.drafts.waiting(action.place), self.proc)
+            self._write_down(entry_of(self.journal, action.place, was, action.ours, whose, waiting))
+            self.above.note(action.place, waiting)
             if grip is None:
                 turning.turn(action.place, action.value, self.proc)
             else:
@@ -57,8 +68,9 @@ class Acts:
         except (KnobError, OSError) as error:
             changed = isinstance(error, Refused) and error.changed
             if action.was is None and not changed:
+                self._let_go_above(action.place)
                 self._forget(action.place)
-            why, now_s = said(error), time.monotonic()
+            why, now_s = in_a_line(error), time.monotonic()
             return NotTurned(key, call, why, now_s, changed=changed, was=was, at_unix_s=time.time())
         return Turned(key, call, was, time.time())
 
@@ -78,25 +90,43 @@ class Acts:
         try:
             outcome = put_back(action.place, action.was, action.ours, self.proc)
         except (KnobError, OSError) as error:
-            return NotUndone(action.key, action.call, said(error), time.monotonic())
+            return NotUndone(action.key, action.call, in_a_line(error), time.monotonic())
         if outcome is Outcome.LEFT:
             log.info("gpuctl.left", pid=action.place.pid, knob=str(action.place.knob), why=NOT_OURS)
         return self._ended(action)
 
+    def adopt(self, entry: Entry) -> None:
+        """What an earlier arbiter has left, before its undo."""
+        self.above.note(entry.place, entry.waiting, at_s=time.monotonic() - (time.time() - entry.at_unix_s))
+
+    def look_above(self, now_s: float) -> None:
+        """When it is due: those who learn late that what they wait for was stopped."""
+        self.above.look(now_s, self.proc, _stays_stopped)
+
+    def _let_go_above(self, place: Place) -> None:
+        for problem in self.above.let_go(place, self.proc):
+            _stays_stopped(problem)
+
     def _ended(self, action: Turn | Undo) -> Ended:
+        self._let_go_above(action.place)
         self._forget(action.place)
         return Ended(action.key, action.call, time.monotonic())
 
     def _forget(self, place: Place) -> None:
         try:
-            self.journal.take(place)
+            if not self.drafts.back(place):
+                self.journal.take(place)
         except OSError as error:  # undoing it once more does no harm
             log.error("gpuctl.journal_failed", err=str(error))
 
-    def _entry(self, action: Turn, was: Was, whose: Want | None) -> Entry:
-        name = whose.subjects[0].name if whose is not None and whose.subjects else ""
-        rule = "" if whose is None else whose.rule
-        return Entry(action.place, was, action.ours, self.journal.boot_id, name, rule, time.time(), os.getpid())
+    def _write_down(self, entry: Entry) -> None:
+        """Valid before anything is turned. Raise OSError."""
+        if not self.drafts.use(entry):
+            self.journal.add(replace(entry, at_unix_s=time.time()))
+
+
+def _stays_stopped(problem: str) -> None:
+    log.warning("gpuctl.stays_stopped", err=problem)
 
 
 def put_back(place: Place, was: Was, ours: tuple[int, ...], proc: Path = PROC) -> Outcome:
@@ -107,12 +137,6 @@ def put_back(place: Place, was: Was, ours: tuple[int, ...], proc: Path = PROC) -
         if outcome is not Outcome.LEFT:
             break
     return outcome
-
-
-def said(error: Exception) -> str:
-    """A line."""
-    hint = getattr(error, "hint", None)
-    return f"{error} ({hint})" if hint else str(error)
 
 
 def _settled(action: Turn, now: Was) -> Turned | NotTurned | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from memscaler.core.errors import GpuError
-from memscaler.gpu import nvml
+from memscaler.gpu import nvml, nvml_calls
 from memscaler.gpu.session import Attempt
 
 Value = TypeVar("Value")
@@ -58,7 +58,7 @@ class Boards:
 
 def look(patience_s: float = PATIENCE_S) -> Boards:
     """All boards that answer. Raise GpuError if the driver does not, or takes longer than that."""
-    return Attempt(_look).result(patience_s, nvml.SESSION)
+    return Attempt(_look).result(patience_s, nvml_calls.SESSION)
 
 
 def _look() -> Boards:

@@ -85,13 +85,17 @@ def table(found: Facts) -> tuple[Ability, ...]:
     gvm, nvml = not found.gvm, not found.nvml
     processes = "GVM and NVML" if gvm and nvml else "GVM" if gvm else "NVML" if nvml else ""
     memory = "GVM" if gvm else "NVML" if nvml else ""
+    nobody = _both(found.gvm, found.nvml)
     return (
-        Ability("processes", source=processes, why_not="" if processes else _both(found.gvm, found.nvml)),
+        Ability(
+            "processes", source=processes, why_not="" if processes else nobody, lacks="" if processes else found.gvm
+        ),
         Ability(
             "memory.current",
             source=memory,
-            why_not="" if memory else _both(found.gvm, found.nvml),
+            why_not="" if memory else nobody,
             note=_MANAGED if gvm else "all device memory of its contexts" if nvml else "",
+            lacks="" if memory else found.gvm,
         ),
         _told("memory.swap.current", found, _NO_SWAP_WITHOUT),
         _told("kernels", found, _NO_KERNELS_WITHOUT, _KERNELS),
@@ -144,7 +148,9 @@ def _knob(knob: Knob, found: Facts, note: str) -> Ability:
     if knob in GVM_ONLY and found.gvm:
         source = ""
     made = Ability(str(knob), means=able, source=source)
-    return replace(made, note=note) if able else replace(made, why_not=_why_not(knob, found, "auto"))
+    if able:
+        return replace(made, note=note)
+    return replace(made, why_not=_why_not(knob, found, "auto"), lacks=found.gvm_write if knob in GVM_ONLY else "")
 
 
 def _freeze_note(found: Facts) -> str:
@@ -155,7 +161,7 @@ def _freeze_note(found: Facts) -> str:
 
 def _told(what: str, found: Facts, without: str, note: str = "") -> Ability:
     if found.gvm:
-        return Ability(what, why_not=f"{without}, and {found.gvm}")
+        return Ability(what, why_not=f"{without}, and {found.gvm}", lacks=found.gvm)
     return Ability(what, source="GVM", note=note)
 
 

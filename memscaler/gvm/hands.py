@@ -101,6 +101,7 @@ class Hands:
         with self._lock:
             for entry in entries:
                 key = entry.place.key
+                self._acts.adopt(entry)
                 self._say(logging.WARNING, "gpuctl.found", what=str(entry), rule=entry.rule)
                 self._book = books.adopt(self._book, key, entry.place, entry.was, entry.ours, entry.at_unix_s)
                 subject = Subject(entry.place.pid, entry.place.started, entry.name)
@@ -140,6 +141,11 @@ class Hands:
         with self._lock:
             self._listening = listening
             self._prepared = self._spared(self._prepared)
+
+    def draft(self, prepared: Prepared) -> None:
+        """What may have to be quick is written beforehand, as far as that goes. Slow; before `found`, by one thread."""
+        if not prepared.problem:
+            self._acts.drafts.keep(prepared.aims, self._acts.proc)
 
     def found(self, prepared: Prepared) -> None:
         """A look has ended. One that knows nothing changes nothing; what rules in force have done is looked at."""
@@ -182,6 +188,7 @@ class Hands:
             for at, due_s in list(self._due_s.items()):
                 if due_s <= now_s:
                     self._post(at, Tick(now_s))
+            self._acts.look_above(now_s)
             for key, call in self._deadlines.late(now_s):
                 self._hear(Late(key, call, f"it takes longer than {LATE_S:g} s"))
             self._follow()
@@ -200,13 +207,14 @@ class Hands:
     def due_s(self) -> float:
         """When to call `tick` at the latest."""
         with self._lock:
-            return min((*self._due_s.values(), self._book.due_s, self._deadlines.due_s), default=math.inf)
+            dues = (self._book.due_s, self._deadlines.due_s, self._acts.above.due_s)
+            return min((*self._due_s.values(), *dues))
 
     @property
     def is_clean(self) -> bool:
-        """Nothing of ours is set anywhere."""
+        """Nothing of ours is set anywhere, and nobody is to be looked at again."""
         with self._lock:
-            return self._book.is_clean
+            return self._book.is_clean and self._acts.above.due_s == math.inf
 
     @property
     def is_busy(self) -> bool:
@@ -341,6 +349,9 @@ class Hands:
             case Ended() if before.doing is Doing.UNDO:
                 self._tally.of(whose.rule).released += 1
                 self._say(logging.INFO, "gpuctl.put_back", **said)
+            case NotTurned(why=why, lost=True):  # as it should be, so it has not failed
+                if self._causes.is_new(answer.key, why):
+                    self._say(logging.INFO, "gpuctl.left", err=why, **said)
             case NotTurned(why=why) | NotUndone(why=why) | Late(why=why):
                 if why != before.problem:
                     self._tally.of(whose.rule).failed += 1

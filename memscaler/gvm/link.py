@@ -1,4 +1,4 @@
-"""What the governor and the arbiter say to each other (memscaler/servers/governor_link.py tells how).
+"""What the governor and the arbiter say to each other (memscaler/child/link.py tells how).
 
 What the arbiter says is in memscaler/daemon/arbiter_words.py, because the governor reads it.
 
@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memscaler.child import link
+from memscaler.child.link import End, Resumed, Seen
 from memscaler.config.gpuctl import GpuctlRule, Gvm
 from memscaler.daemon.arbiter_words import WORDS, Word
 from memscaler.daemon.child_words import decode, write
-from memscaler.servers import governor_link
-from memscaler.servers.governor_link import End, Resumed, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Read:
 
 
 FromGovernor = Seen | Rules | Read | Resumed | End
-_FROM_GOVERNOR: Mapping[str, type[Any]] = {**governor_link.COMMON, "settings": Rules, "read": Read}
+_FROM_GOVERNOR: Mapping[str, type[Any]] = {**link.COMMON, "settings": Rules, "read": Read}
 
 FromArbiter = Word
-Link = governor_link.Link[FromArbiter]
+Link = link.Link[FromArbiter]
 _WORDS = {kind: word for table in (_FROM_GOVERNOR, WORDS) for word, kind in table.items()}
 
 

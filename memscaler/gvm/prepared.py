@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from memscaler.child.link import ServerSeen
 from memscaler.config.gpuctl import GpuctlRule, Gvm
 from memscaler.core.errors import MemscalerError
 from memscaler.core.gpuctl import GvmReading
 from memscaler.core.knobs import GVM_ONLY
 from memscaler.gvm import boards
+from memscaler.gvm.clients import Clients
 from memscaler.gvm.processes import about, matching, untouchable
 from memscaler.gvm.turning import Here, placed
 from memscaler.gvm.wanted import Aim, RuleAt
 from memscaler.kernel.processes import Processes
-from memscaler.servers.governor_link import ServerSeen
 
 PATIENCE_S = 10.0  # with the driver
 KNOWN_S = 60.0  # so long what the driver said of a process that is on a GPU is believed
@@ -62,6 +63,7 @@ class Looking:
     def __init__(self) -> None:
         self._on: Mapping[str, frozenset[int]] = {}
         self._asked_s = 0.0
+        self._clients = Clients()
 
     def look(self, picture: Picture) -> Prepared:
         """Everything. `problem` is set if nobody can be told apart now: then what was found before is to be kept."""
@@ -72,7 +74,7 @@ class Looking:
             return Prepared(gvm_why_not=why_not, readings=readings, read_unix_s=time.time())
         processes = Processes.look(picture.gvm.proc)
         try:
-            found = _Search(picture, here, processes, self._who).run()
+            found = _Search(picture, here, processes, self._who, self._clients).run()
         except MemscalerError as error:
             return Prepared(problem=f"nobody tells who is on the GPUs: {error}", gvm_why_not=why_not)
         readings = () if why_not else here.tree.readings()
@@ -96,8 +98,9 @@ _Who = Callable[[Collection[int]], Mapping[str, frozenset[int]]]
 class _Search:
     """One look."""
 
-    def __init__(self, picture: Picture, here: Here, processes: Processes, who: _Who) -> None:
+    def __init__(self, picture: Picture, here: Here, processes: Processes, who: _Who, clients: Clients) -> None:
         self._picture, self._here, self._processes, self._who = picture, here, processes, who
+        self._clients = clients
         self.aims: tuple[Aim, ...] = ()
         self.why_not: dict[RuleAt, str] = {}
 
@@ -154,10 +157,18 @@ class _Search:
         at, pids = (rule.name, server.key), meant & on
         if not pids:
             gpus = "its GPUs are not known" if not server.gpus else "none of the processes that it names is on its GPUs"
-            self.why_not[at] = f"{server.name or server.key}: {gpus}"
+            gone = self._here.tree.why_not() if rule.how == "gvm" or rule.values().keys() & GVM_ONLY else ""
+            self.why_not[at] = f"{server.name or server.key}: {gpus}" + (f"; it needs GVM, and {gone}" if gone else "")
             return []
         along = self._along(rule, server, meant, pids)
-        aims, whys = [], []
+        aims, whys = list[Aim](), list[str]()
+        if rule.when == "busy":
+            clients = self._clients.of(server, along, self._processes)
+            pids, along = pids - clients, along - clients
+            whys += [
+                f"process {pid} ({self._processes.comm(pid)}) is a client of port {server.port} itself, and goes on"
+                for pid in sorted(clients)
+            ]
         for knob, value in rule.values().items():
             found = placed(knob, pids, self._here, how=rule.how, uuids=server.gpus, may=along.__contains__)
             for place in found.places:

@@ -1,4 +1,4 @@
-"""Processes as rules and people mean them: what one is called and where it belongs, and which ones a name stands for.
+"""Processes as rules mean them: what one is called and where it belongs, who is meant, and who never is.
 
 A process is known by its pid and when it started, so that a later one with the same pid is never taken for it.
 """
@@ -6,7 +6,6 @@ A process is known by its pid and when it started, so that a later one with the 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pwd
 import re
@@ -17,23 +16,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from memscaler.config.gpuctl import Match
-from memscaler.core.errors import UsageError
-from memscaler.core.watch import Scope
+from memscaler.gvm import kin
 from memscaler.kernel import scopes
 from memscaler.kernel.containers import HERE, SHORT_ID, System, container_of, name_of
 from memscaler.kernel.processes import PROC, Processes, parse_cgroups
-from memscaler.kernel.sock_diag import SockDiag
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ENGINE = _PACKAGE / "servers" / "engine.py"  # llama.cpp: a server as any other
 _OURS = ("python", "memscaler")  # how our programs are called; reading the arguments of all would take its time
-_UNITS = (".service", ".scope")
-_TYPES = (*_UNITS, ".slice")
-_WILD = frozenset("*?[")
+TYPES = (*kin.UNITS, ".slice")
 # Of the driver: the one serves the contexts of all its clients, the other keeps the driver loaded.
 _DRIVERS = {"nvidia-cuda-mps": "MPS, which all its clients work through", "nvidia-persiste": "belongs to the driver"}
 _STAT_BYTES = 4096
-_MOST_DIGITS = 10
 _SYSTEM_UNIT = re.compile(r"/system\.slice/memscaler[^/]*\.service(?:/.*)?", re.DOTALL)
 
 
@@ -77,6 +71,13 @@ def started_at(pid: int, proc: Path = PROC) -> int | None:
         if fields[0] not in "ZX" or len(threads_of(pid, proc)) > 1:
             return int(fields[19])
     return None
+
+
+def parent_of(pid: int, proc: Path = PROC) -> int:
+    """Its parent; 0 if that is not to be seen from here, or the process is gone. One small read."""
+    with contextlib.suppress(IndexError, ValueError):
+        return int(_stat(pid, proc)[1])
+    return 0
 
 
 def is_alive(pid: int, started: int, proc: Path = PROC) -> bool:
@@ -144,7 +145,7 @@ def _fits(match: Match, pid: int, processes: Processes, family: Collection[int],
             return any(
                 fnmatchcase(part.removeprefix("_"), wanted)
                 for part in processes.cgroup(pid).split("/")
-                if part.endswith(_TYPES)
+                if part.endswith(TYPES)
             )
         case "name":
             called = Path((processes.argv(pid) or ("",))[0]).name
@@ -157,15 +158,19 @@ def _fits(match: Match, pid: int, processes: Processes, family: Collection[int],
         case "container":
             return _fits_container(match.text, pid, processes, system)
         case "cgroup":
-            # Of one hierarchy: a process is in the roots of most others, wherever it belongs.
-            return fnmatchcase(processes.cgroup(pid), match.text)
+            return any(_is_below(path, match.text) for path in processes.places(pid))
         case "server":
             return pid in family
 
 
+def _is_below(path: str, pattern: str) -> bool:
+    """Who is in the root is in "/", and not below it as "/*" says."""
+    return fnmatchcase(path, pattern) and (path != "/" or pattern == "/" or not pattern.startswith("/"))
+
+
 def unit_pattern(text: str) -> str:
     """As systemctl has it: "batch" is batch.service."""
-    return text if text.endswith((*_TYPES, "*")) else f"{text}.service"
+    return text if text.endswith((*TYPES, "*")) else f"{text}.service"
 
 
 def _fits_container(text: str, pid: int, processes: Processes, system: System) -> bool:
@@ -184,13 +189,13 @@ def untouchable(
 ) -> Mapping[int, str]:
     """Pid -> why nothing is ever set on it, a few words: "memscaler itself", "serves a watched port".
 
-    listeners: of all watched ports. What they have started serves too, and so does all that is in the same systemd
-    service or container: an engine may be a server's parent or sibling. ours: memscaler's processes that are known,
+    listeners: of all watched ports. What they have started serves too, and so does who belongs to them (kin.py): an
+    engine may be a server's parent or sibling. ours: memscaler's processes that are known,
     beside those that can be told by their command line. A rule for "server" takes its own servers out of this.
     """
     found = {1: "it is the first process of this machine"}
-    homes = {home for pid in listeners if (home := _home(pid, processes))}
-    started = processes.descendants(listeners)
+    homes = {home for pid in listeners if (home := kin.home(pid, processes))}
+    started, launched = processes.descendants(listeners), kin.launched_with(listeners, processes)
     for pid in processes.pids:
         if pid in ours or _is_ours(pid, processes):
             found[pid] = "it is memscaler itself"
@@ -198,8 +203,10 @@ def untouchable(
             found[pid] = "it serves a watched port"
         elif pid in started:
             found[pid] = "a server of a watched port has started it"
-        elif homes and (home := _home(pid, processes)) in homes:
-            found[pid] = f"it is in {_spoken(home)}, as a server of a watched port is"
+        elif pid in launched:
+            found[pid] = launched[pid]
+        elif homes and (home := kin.home(pid, processes)) in homes:
+            found[pid] = f"it is in {kin.spoken(home)}, as a server of a watched port is"
         elif (why := _DRIVERS.get(processes.comm(pid))) and _is_driver_s(pid, processes):
             found[pid] = f"it is {why}" if why.startswith("MPS") else f"it {why}"
     return found
@@ -253,103 +260,6 @@ def _our_containers() -> frozenset[object]:
     return frozenset(container_of(path) for path in parse_cgroups(text))
 
 
-def _home(pid: int, processes: Processes) -> str:
-    """Its container's or service's cgroup, by path: anybody may give the name to his own. "" for a session's."""
-    for path in processes.cgroups(pid):
-        if container := container_of(path):
-            return next(above for above in _above(path) if container_of(above) == container)
-    units = [above for above in _above(processes.cgroup(pid)) if above.endswith(_UNITS)]
-    return units[-1] if units and units[-1].endswith(".service") else ""
-
-
-def _above(path: str) -> list[str]:
-    """The path's own beginnings, the shortest first."""
-    return list(itertools.accumulate(path.split("/"), lambda before, part: f"{before}/{part}"))
-
-
-def _spoken(home: str) -> str:
-    if container := container_of(home):
-        return f"container {container.key[:SHORT_ID] if container.has_id else container.key}"
-    return home.rpartition("/")[2]
-
-
-# ---- which ones a person means --------------------------------------------------------------------------------------
-
-
-def resolve(text: str, processes: Processes, *, system: System = HERE) -> frozenset[int]:
-    """The processes that PID, UNIT, container or PORT means.
-
-    "4242", "8080", "batch.service", "pid:8080", "port:8080", "unit:...", "container:...", "cgroup:/...". A thread's
-    number means its process, a port who listens there and what he has started. Raise UsageError or Unresolved if there
-    is none, or both.
-    """
-    kind, colon, name = text.partition(":")
-    if not colon:
-        kind, name = "", text
-    match kind if name.isprintable() else "what no terminal shows":
-        case "pid" | "port" | "" if name.isascii() and name.isdecimal() and len(name) <= _MOST_DIGITS:
-            return _numbered(kind, int(name), processes)
-        case "unit" | "container" if name:
-            return _scope(kind, name, processes, system)
-        case "cgroup" if name.startswith(("/", "*")):
-            return _matched(Match("cgroup", name), processes, system)
-        case "" if name.endswith(_TYPES):
-            return _scope("unit", name, processes, system)
-        case "" if name:
-            return _unit_or_container(name, processes, system)
-    raise UsageError(f"{text!r} means no process", hint="write a pid, a port, a unit, container:NAME or cgroup:/PATH")
-
-
-def listeners(ports: Collection[int], processes: Processes) -> dict[int, frozenset[int]]:
-    """Port -> processes that listen on it in our network namespace. Nobody: it is not in there. Raise OSError."""
-    diag = SockDiag()
-    try:
-        inodes = {port: {row.inode for row in diag.listeners(port)} - {0} for port in ports}
-    finally:
-        diag.close()
-    wanted = {inode for each in inodes.values() for inode in each}
-    owners = processes.owners(wanted, processes.pids) if wanted else {}
-    found = {port: frozenset(pid for inode in each for pid in owners.get(inode, ())) for port, each in inodes.items()}
-    return {port: pids for port, pids in found.items() if pids}
-
-
-def _numbered(kind: str, number: int, processes: Processes) -> frozenset[int]:
-    pid = process_of(number, Path(processes.path(number)).parent) if kind != "port" else None
-    pid = pid if pid is not None and pid in processes else None
-    serving = listeners([number], processes).get(number, frozenset()) if kind != "pid" and 0 < number < 1 << 16 else ()
-    if pid is not None and serving:
-        raise UsageError(f"{number} is a process and a port", hint=f"write pid:{number} or port:{number}")
-    if pid is not None:
-        return frozenset({pid})
-    if serving:
-        return frozenset(serving) | processes.descendants(serving)
-    what = {"pid": "there is no process", "port": "nobody that can be seen listens on port"}
-    raise UsageError(f"{what.get(kind, 'there is no process or port')} {number}")
-
-
-def _scope(kind: str, name: str, processes: Processes, system: System) -> frozenset[int]:
-    if _WILD & set(name):
-        return _matched(Match("unit" if kind == "unit" else "container", name), processes, system)
-    places = scopes.resolve(Scope(kind, name), processes, system)
-    return frozenset(pid for place in places for pid in place.pids)
-
-
-def _matched(match: Match, processes: Processes, system: System) -> frozenset[int]:
-    if found := matching([match], processes, system=system):
-        return frozenset(found)
-    raise UsageError(f"no process is in {match.kind} {match.text}")
-
-
-def _unit_or_container(name: str, processes: Processes, system: System) -> frozenset[int]:
-    for kind in ("unit", "container"):
-        try:
-            return _scope(kind, name, processes, system)
-        except (scopes.Unresolved, UsageError) as error:
-            if getattr(error, "state", None) is scopes.State.AMBIGUOUS:
-                raise
-    raise UsageError(f"there is no unit {unit_pattern(name)} and no container {name} with a process")
-
-
 # ---- one process ----------------------------------------------------------------------------------------------------
 
 
@@ -369,7 +279,7 @@ def _stat(pid: int, proc: Path) -> list[str]:
 
 def _unit(pid: int, processes: Processes) -> str:
     """The innermost service or scope, unless that is a container's."""
-    parts = [part for part in processes.cgroup(pid).split("/") if part.endswith(_UNITS) and not container_of(part)]
+    parts = [part for part in processes.cgroup(pid).split("/") if part.endswith(kin.UNITS) and not container_of(part)]
     return parts[-1] if parts else ""
 
 

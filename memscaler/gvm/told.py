@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import TypeVar
 
 from memscaler.config.gpuctl import GpuctlRule
-from memscaler.core.gpuctl import Controlled, Gpuctl, GvmReading, RuleState
+from memscaler.core.gpuctl import Controlled, Gpuctl, GvmReading, Knob, RuleState
+from memscaler.daemon.child_words import MOST_BYTES
 from memscaler.gvm.book import Book
 from memscaler.gvm.hands import Hands, Standing
 from memscaler.gvm.rules import Hold, Phase
 from memscaler.gvm.wanted import RuleAt, Want
 
 MOST_READINGS, MOST_CONTROLLED = 150, 100  # a message has an end (daemon/child_words.py); the rest is counted
+_KEPT_BYTES = 16 * 1024  # of a message, for what is told once
+_TEXT = 500
+_MOST_FIRST = 64  # GPUs
+_NUMBER_BYTES, _MARKS_BYTES = 24, 8  # of a number; of what stands around a field
+_ESCAPED, _ESCAPE_BYTES = frozenset('"\\'), 12  # what JSON writes otherwise, and the longest that a character becomes
+_KNOBS = (Knob.COMPUTE_FREEZE, Knob.MEMORY_LIMIT, Knob.COMPUTE_PRIORITY, Knob.CPU_NICE, Knob.CPU_WEIGHT)
+_MORE = {"rules": "rules are", "controlled": "are", "readings": "processes are"}
+
+_Told = TypeVar("_Told", RuleState, Controlled, GvmReading)
 
 
 def gpuctl(hands: Hands, readings: tuple[GvmReading, ...], read_unix_s: float, problem: str) -> Gpuctl:
@@ -23,24 +34,65 @@ def gpuctl(hands: Hands, readings: tuple[GvmReading, ...], read_unix_s: float, p
     book, prepared = standing.book, standing.prepared
     names = {aim.subject.pid: aim.subject.name for aim in prepared.aims}
     named = tuple(replace(each, name=names.get(each.pid, each.name)) for each in readings)
-    controlled = tuple(_controlled(book, standing.wants))
-    notes = {}
-    if len(named) > MOST_READINGS:
-        notes["readings"] = f"{len(named) - MOST_READINGS} more processes are not shown"
-    if len(controlled) > MOST_CONTROLLED:
-        notes["controlled"] = f"{len(controlled) - MOST_CONTROLLED} more are not shown"
-    return Gpuctl(
+    controlled = tuple(sorted(_controlled(book, standing.wants), key=_rank))
+    whole = Gpuctl(
         pid=os.getpid(),
         problem=problem or prepared.problem,
         gvm=not prepared.gvm_why_not,
         gvm_why_not=prepared.gvm_why_not,
         rules=tuple(_rule(rule, standing) for rule in standing.rules.values()),
-        controlled=controlled[:MOST_CONTROLLED],
+        controlled=controlled,
         first=tuple(sorted(hands.first())),
-        readings=named[:MOST_READINGS],
+        readings=named,
         read_unix_s=read_unix_s,
-        notes=notes,
     )
+    return fitting(whole)
+
+
+def fitting(whole: Gpuctl) -> Gpuctl:
+    """What fits into a message: rules first, then what is set, then what is read. notes: how much is left out."""
+    left = MOST_BYTES - _KEPT_BYTES
+    rules, left = _first(whole.rules, len(whole.rules), left)
+    controlled, left = _first(whole.controlled, MOST_CONTROLLED, left)
+    readings, left = _first(whole.readings, MOST_READINGS, left)
+    missing = {
+        "rules": len(whole.rules) - len(rules),
+        "controlled": len(whole.controlled) - len(controlled),
+        "readings": len(whole.readings) - len(readings),
+    }
+    notes = {what: f"{count} more {_MORE[what]} not shown" for what, count in missing.items() if count}
+    problem, why_not = whole.problem[:_TEXT], whole.gvm_why_not[:_TEXT]
+    first = whole.first[:_MOST_FIRST]
+    return replace(
+        whole, rules=rules, controlled=controlled, readings=readings, notes=notes, problem=problem, gvm_why_not=why_not,
+        first=first,
+    )  # fmt: skip
+
+
+def _first(items: tuple[_Told, ...], most: int, left_bytes: int) -> tuple[tuple[_Told, ...], int]:
+    """As many as there is room for, and what is left of it. The estimate is cheap, and never too low."""
+    kept: list[_Told] = []
+    for item in items[:most]:
+        size = _most_bytes(item)
+        if size > left_bytes:
+            break
+        kept.append(item)
+        left_bytes -= size
+    return tuple(kept), left_bytes
+
+
+def _most_bytes(item: _Told) -> int:
+    """At most so many bytes of JSON."""
+    return sum(len(each.name) + _size(getattr(item, each.name)) + _MARKS_BYTES for each in fields(item))
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        is_plain = value.isascii() and value.isprintable() and not _ESCAPED & set(value)
+        return len(value) if is_plain else _ESCAPE_BYTES * len(value)
+    if isinstance(value, tuple):
+        return sum(_size(each) + _MARKS_BYTES for each in value)
+    return _NUMBER_BYTES
 
 
 def gist(told: Gpuctl) -> object:
@@ -89,6 +141,11 @@ def _why_not(rule: GpuctlRule, mine: Mapping[str, Hold], found: Mapping[RuleAt, 
     return next((why for at, why in sorted(found.items()) if at[0] == rule.name), ""), False
 
 
+def _rank(each: Controlled) -> tuple[bool, int, int, str]:
+    """What went wrong first, then by process: the same order each time, and no trouble among those not shown."""
+    return not each.problem, each.pid, _KNOBS.index(each.knob), each.uuid
+
+
 def _controlled(book: Book, whose: Mapping[str, Want]) -> Iterator[Controlled]:
     for key, item in book.items.items():
         want = item.want or whose.get(key)
@@ -106,6 +163,6 @@ def _controlled(book: Book, whose: Mapping[str, Want]) -> Iterator[Controlled]:
                 uuid=item.place.uuid,
                 unit=subject.unit,
                 container=subject.container,
-                since_unix_s=item.since_unix_s if item.ours else 0.0,
+                since_unix_s=item.since_unix_s if item.ours and not item.lost else 0.0,  # lost: it is somebody else's
                 problem=item.problem,
             )

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from memscaler.child.standstill import stands_still
 from memscaler.config.gpuctl import Gvm, How
 from memscaler.core.gpuctl import Knob, Means
 from memscaler.core.knobs import DEFAULTS
@@ -29,7 +30,6 @@ from memscaler.gvm.processes import cgroup_of, is_alive, started_at
 from memscaler.gvm.tree import KNOBS, Tree, read_knob, write_knob
 from memscaler.gvm.weights import nice_of, set_nice, undo_nice
 from memscaler.kernel.processes import PROC
-from memscaler.servers.standstill import stands_still
 
 Value = TypeVar("Value")
 

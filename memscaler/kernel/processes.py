@@ -17,6 +17,7 @@ PROC = Path("/proc")
 
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
 _GONE = frozenset("ZX")
+_VERSION_2, _SYSTEMD, _OTHER = 0, 1, 2  # hierarchies of cgroups
 _STAT_BYTES = 4096
 _ENVIRON_BYTES = 1 << 17
 _ARGV_BYTES = 65536  # arguments may be megabytes long; what a server is stands at their beginning
@@ -43,6 +44,7 @@ class Processes:
         self._argv: dict[int, tuple[str, ...]] = {}
         self._netns: dict[int, int | None] = {}
         self._cgroups: dict[int, tuple[str, ...]] = {}
+        self._places: dict[int, tuple[str, ...]] = {}
         self._sockets: dict[int, frozenset[int]] = {}
         self._children: dict[int, list[int]] | None = None
 
@@ -123,6 +125,17 @@ class Processes:
         paths = self.cgroups(pid)
         return next((path for path in paths if path != "/"), "/" if paths else "")
 
+    def places(self, pid: int) -> tuple[str, ...]:
+        """Where it is in version 2; if that is the root, or is not there, also in systemd's own hierarchy."""
+        if pid not in self._places:
+            ways = _ways(_read(self.path(pid, "cgroup"), _STAT_BYTES))
+            of_2 = [path for rank, path in ways if rank == _VERSION_2]
+            used = any(path != "/" for path in of_2)
+            self._places[pid] = tuple(
+                dict.fromkeys(of_2 + [path for rank, path in ways if rank == _SYSTEMD and not used])
+            )
+        return self._places[pid]
+
     def ancestors(self, pids: Iterable[int]) -> frozenset[int]:
         """Parents, their parents, and so on; without the given ones."""
         given = frozenset(pids)
@@ -181,14 +194,19 @@ def start_time(pid: int) -> int | None:
 
 def parse_cgroups(text: str) -> tuple[str, ...]:
     """The paths in /proc/PID/cgroup, whose lines are NUMBER:CONTROLLERS:PATH: cgroups(7)."""
+    return tuple(dict.fromkeys(path for _, path in sorted(_ways(text), key=lambda each: each[0])))
+
+
+def _ways(text: str) -> list[tuple[int, str]]:
+    """(which hierarchy, path), in the order of the lines."""
     ranked: list[tuple[int, str]] = []
     for line in text.split("\n"):
         number, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
         if colon and path.startswith("/"):
-            rank = 0 if number == "0" else 1 if controllers == "name=systemd" else 2
+            rank = _VERSION_2 if number == "0" else _SYSTEMD if controllers == "name=systemd" else _OTHER
             ranked.append((rank, path.removesuffix(_DELETED)))
-    return tuple(dict.fromkeys(path for _, path in sorted(ranked, key=lambda each: each[0])))
+    return ranked
 
 
 def _read(path: str, size: int, directory: int | None = None) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from memscaler.kernel.netns import Namespace, cookie_of, entered
 
 ESTABLISHED, SYN_RECV, CLOSE_WAIT, LISTEN = 1, 3, 8, 10
+_FIN_WAIT1, _FIN_WAIT2 = 4, 5
 LIVE = frozenset({ESTABLISHED, CLOSE_WAIT})
 
 _NETLINK_SOCK_DIAG = 4
@@ -99,6 +100,11 @@ class SockDiag:
         """Listening sockets on this port (0: any)."""
         return self._rows(port, 1 << LISTEN)
 
+    def clients(self, port: int) -> list[Row]:
+        """Sockets whose other end has this port, and that somebody may have open."""
+        states = 1 << ESTABLISHED | 1 << _FIN_WAIT1 | 1 << _FIN_WAIT2 | 1 << CLOSE_WAIT
+        return self._rows(0, states, peer_port=port)
+
     def again(self, row: Row) -> Row | None:
         """One connection once more, with what was said: 10 us, where a dump walks the whole table of the kernel.
 
@@ -118,17 +124,18 @@ class SockDiag:
             raise
         return rows[0] if rows else None
 
-    def _rows(self, port: int, states: int, *, said: bool = False) -> list[Row]:
-        extensions = 1 << _INET_DIAG_INFO - 1 if said else 0
+    def _rows(self, port: int, states: int, *, said: bool = False, peer_port: int = 0) -> list[Row]:
+        """0: any port."""
+        extensions, ports = 1 << _INET_DIAG_INFO - 1 if said else 0, (port, peer_port)
         return [
-            row for family in (socket.AF_INET, socket.AF_INET6) for row in self._dump(family, port, states, extensions)
+            row for family in (socket.AF_INET, socket.AF_INET6) for row in self._dump(family, ports, states, extensions)
         ]
 
-    def _dump(self, family: int, port: int, states: int, extensions: int) -> list[Row]:
+    def _dump(self, family: int, ports: tuple[int, int], states: int, extensions: int) -> list[Row]:
         """One dump, repeated if the kernel says that it was interrupted by changes."""
         rows: list[Row] = []
         for _ in range(_ATTEMPTS):
-            rows, interrupted = self._dump_once(family, port, states, extensions)
+            rows, interrupted = self._dump_once(family, ports, states, extensions)
             if not interrupted:
                 break
         return rows
@@ -142,9 +149,9 @@ class SockDiag:
         self._socket.settimeout(_REPLY_TIMEOUT_S)
         self._unfinished = False
 
-    def _dump_once(self, family: int, port: int, states: int, extensions: int) -> tuple[list[Row], bool]:
+    def _dump_once(self, family: int, ports: tuple[int, int], states: int, extensions: int) -> tuple[list[Row], bool]:
         request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, extensions, states)
-        request += struct.pack(">HH", port, 0) + bytes(16 + 16 + 4) + b"\xff" * 8
+        request += struct.pack(">HH", *ports) + bytes(16 + 16 + 4) + b"\xff" * 8
         return self._ask(request, _NLM_F_REQUEST | _NLM_F_DUMP)
 
     def _ask(self, request: bytes, request_flags: int) -> tuple[list[Row], bool]:

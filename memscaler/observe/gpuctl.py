@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, GvmReading, Knob, RuleState
@@ -122,6 +123,7 @@ def document(snapshot: Snapshot, names: Mapping[str, str], now_unix_s: float) ->
         "problem": gpuctl.problem,
         "gvm": gpuctl.gvm,
         "gvm_why_not": gpuctl.gvm_why_not,
+        "gvm_at": None if gpuctl.gvm_at is None else asdict(gpuctl.gvm_at),
         "rules": [_rule(each, now_unix_s) for each in gpuctl.rules],
         "controlled": [_controlled(each, names, now_unix_s) for each in gpuctl.controlled],
         "readings": [_reading(each, names) for each in gpuctl.readings],

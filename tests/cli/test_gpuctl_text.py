@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 
+from memscaler.cli import gpuctl_text
+from memscaler.cli.gpuctl_text import gpuctl_parts
+from memscaler.cli.paint import Paint
 from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, Knob, Means, RuleState
 from memscaler.core.snapshot import KernelSnapshot, Snapshot
 from memscaler.observe import gpuctl
@@ -58,11 +61,11 @@ a-name-as-long-as-a-nam...  waiting   -      -        while all is quiet
         - 4715 stuck: stopped by SIGSTOP on gpu0 for 12s; it cannot be thawed
           (EIO)
         - 4711 train (batch.service): stopped by SIGSTOP on gpu0 for 12s
-        - 4712 train (box): stopped by its cgroup on gpu0 for 12s
-        - 4713 train (batch.service): frozen by GVM on gpu0 for 12s
-        - 4711 train (batch.service): at most 6GiB on gpu0 for 12s, was max
+        - 4711 train (batch.service): at most 6 GiB on gpu0 for 12s, was max
         - 4711 train (batch.service): no memory limit on gpu0 for 12s
         - 4711 train (batch.service): GPU priority 12 on gpu0 for 12s, was 8
+        - 4711 train (batch.service): nice 10 for 12s, was 0
+        - 4711 train (batch.service): CPU weight 10 for 12s, was 100
         - and 3 more: `memscaler gpuctl ls`
       gone (gone): 5000 train: stopped by SIGSTOP on gpu0 for 1h 1m
 """
@@ -119,6 +122,23 @@ def test_what_is_said_without_rules(folder, loop, told, words):
     assert [line.strip() for line in shown if line not in before] == words
 
 
+def test_the_order_is_the_same_each_time():
+    """By process, what went wrong first, however the arbiter tells it; a name that is empty is not left out."""
+    told = document(WHOLE)
+    colour = Paint(on=False)
+    freezes = [each for each in told["controlled"] if each["knob"] == "compute.freeze"]
+    shown = [gpuctl_parts({**told, "controlled": each}, colour) for each in (freezes, freezes[::-1])]
+    assert shown[0] == shown[1]
+    assert gpuctl_text.process_text({**freezes[0], "name": ""}).startswith("4711 - (batch.service): stopped")
+
+
+def test_in_one_line_that_may_be_cut_the_trouble_comes_first():
+    """80 columns of `top` have room for a few words of it."""
+    told = document(WHOLE)
+    text = gpuctl_text.rule_text(told["rules"][0], told["controlled"], problems_first=True)
+    assert text.startswith("1 process could not be stopped; failed once; for 8080, chat; 4 stopped")
+
+
 def test_rules_in_top(folder):
     """Below the GPU, those in force first; on a small screen fewer of them, or none."""
     quiet = [RuleState(f"r{number}", "quiet") for number in range(12)]
@@ -127,7 +147,7 @@ def test_rules_in_top(folder):
         loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "gpuctl": document(WHOLE)}
         terminal.start(folder)
         terminal.wait_for("^  RULE +NOW +SINCE +ACTS IN$")
-        terminal.wait_for(r"^  batch-waits +in force +12s +3.1 ms +for 8080, chat; 4 stopped")
+        terminal.wait_for(r"^  batch-waits +in force +12s +3.1 ms +1 process could not be stopped; failed")
         loop.answer = lambda _: {**MANY, "gpus": MANY["gpus"][:2], "gpuctl": document(many)}
         terminal.wait_for(r"^  arbiter: killed\?\[2J$")
         terminal.wait_for(r"ACTS IN  \(\+\d+\)$")

@@ -65,6 +65,17 @@ def test_a_command_is_loaded_alone(tmp_path):
     assert not modules & HEAVY
 
 
+@pytest.mark.parametrize("args", [["gpuctl", "--help"], ["gpuctl", "ls", "--help"]], ids=" ".join)
+def test_the_help_of_gpuctl_loads_little(args):
+    """Neither what it is about nor the configuration's files; the group's not even its commands."""
+    modules = loaded(*args)
+    assert "memscaler.cli.gpuctl.group" in modules
+    assert not modules & {*HEAVY, "memscaler.config.load", "tomllib"}
+    assert not [each for each in modules if each.startswith(("memscaler.gvm", "memscaler.kernel"))]
+    assert ("memscaler.cli.gpuctl.look" in modules) == ("ls" in args)
+    assert ("memscaler.config.schema" in modules) == ("ls" in args)
+
+
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [

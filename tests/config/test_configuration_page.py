@@ -240,8 +240,8 @@ a watched port, but by `server`.
   `keep` servers).
 - `config check` warns of a rule that sets nothing, of ports that nobody watches, of users whom this machine does not
   know, of a limit below 1 MiB (a forgotten unit), of an `at_most` shorter than `release_after`, and of a `proc_root` that
-  is none. It does so when there is nothing wrong any more. What this machine can do at all, `memscaler doctor` tells
-  (MS-GVM-01).
+  is none. Where something is wrong with the files it warns of what can be told of a rule alone. What this machine can
+  do at all, `memscaler doctor` tells (MS-GVM-01).
 - `memscaler reload` follows all of it; what a rule that is gone had set is undone.
 
 `[gvm]` says where GVM's driver is, if not where it usually is. What several files say is put together.

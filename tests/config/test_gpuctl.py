@@ -9,11 +9,13 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from memscaler.cli.main import app
 from memscaler.config import gpuctl_tables
 from memscaler.config.amounts import SIZE, read_bytes, write_bytes
 from memscaler.config.gpuctl import GpuctlRule, Gvm, Match
-from memscaler.config.gpuctl_doubts import here
+from memscaler.config.gpuctl_doubts import here, of_rules
 from memscaler.config.gpuctl_keys import GPUCTL_KEYS, GVM_KEYS, a_match
 from memscaler.config.load import examine, load
 from memscaler.config.render import effective, json_schema
@@ -119,7 +121,7 @@ def test_what_is_shown_reads_back(config):
     """`config show` tells what is not the default, in words that the file understands."""
     settings = config(WHOLE)
     told = {key: value for key, value, _ in effective(settings)}
-    assert told["gpuctl.batch-waits.memory_limit"] == "6GiB"
+    assert told["gpuctl.batch-waits.memory_limit"] == "6 GiB"
     assert told["gpuctl.batch-waits.processes"][0] == "unit:batch.service"
     assert told["gpuctl.rest.while"] == "quiet"
     assert told["gvm.gpu_map"] == {"8": UUID}
@@ -183,6 +185,7 @@ QUIET = '[[gpuctl]]\nname = "q"\nwhile = "quiet"\nprocesses = "server"\nfreeze =
         (RULE.replace("user:bob", "user: "), 3, "what comes after the colon is no user"),
         (RULE.replace("user:bob", "unit:/a"), 3, "'/a' is no name of a systemd unit"),
         (RULE.replace("user:bob", "exe:python"), 3, "'python' is no path from the root"),
+        (RULE.replace("user:bob", "cgroup:batch"), 3, "'batch' is no path of a cgroup (write /batch.slice, or /batch"),
         (RULE.replace('["user:bob"]', "[1]"), 3, "1 names no processes"),
         (RULE + 'memory_limit = "much"', 4, "memory_limit: 'much' is no amount of memory"),
         (RULE + "memory_limit = 1.5", 4, "memory_limit: 1.5 is no amount of memory"),
@@ -259,6 +262,33 @@ def test_what_is_doubtful(config, text, words):
     """It loads, and `config check`, doctor and the log tell."""
     (doubt,) = [each for each in doubts(config(text)) if words in each]
     assert "config.toml:" in doubt
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["nonsense = 1\n", 'idle_after = "soon"\n', RULE.replace('"a"', '"b"') + 'freeze = "soon"\n'],
+    ids=str.strip,
+)
+def test_what_is_doubtful_is_told_beside_what_is_wrong(tmp_path, wrong):
+    """Who mends the error would meet the next one."""
+    file = tmp_path / "config.toml"
+    file.write_text(wrong + RULE)
+    found = examine({}, {}, file)
+    assert found.settings is None
+    (doubt,) = of_rules(found.rules)
+    assert "rule a sets nothing" in doubt
+    told = CliRunner().invoke(app, ["config", "check", str(file)])
+    assert told.exit_code == 78
+    assert f"warning: {doubt}" in told.output
+
+
+def test_a_rule_that_is_wrong_itself_is_doubted_where_it_can_be_read(tmp_path):
+    """What cannot be read may be what it was to set."""
+    file = tmp_path / "config.toml"
+    file.write_text('[[gpuctl]]\nname = "a"\ncpu_nice = "soon"\n[[gpuctl]]\nname = "b"\n')
+    found = examine({}, {}, file)
+    (doubt,) = of_rules(found.rules)
+    assert "rule b sets nothing" in doubt
 
 
 def test_a_name_that_is_there_twice_is_told_beside_other_mistakes(tmp_path):

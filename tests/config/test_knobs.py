@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memscaler.config.knobs import bytes_text, parsed, spoken
+from memscaler.config.amounts import bytes_text
+from memscaler.config.knobs import parsed, spoken
 from memscaler.core.gpuctl import NO_LIMIT, Knob
 from memscaler.core.knobs import DEFAULTS, RANGES
 

@@ -1,5 +1,6 @@
 """The checks of what can be set on the processes of GPUs, with the rules that want it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_the_table_without_gvm(having):
     assert found["compute.freeze"].result is Result.PASS
 
 
+@pytest.mark.parametrize("wanted", [(), (LIMIT, FREEZE)], ids=["nobody", "a-rule"])
+@pytest.mark.parametrize(
+    "facts", [NO_GVM, replace(NO_GVM, nvml="no NVML"), Facts(gvm_write="it is locked")], ids=["stock", "none", "locked"]
+)
+def test_what_is_wrong_with_gvm_is_said_once(having, facts, wanted):
+    """Every other row names the check that says it."""
+    machine = having(facts, *wanted)
+    sentence = facts.gvm_write
+    assert sentence in machine.check("MS-GVM-01").seen
+    rows = by_subject(machine, "MS-GVM-02").values()
+    assert not [each.seen for each in rows if sentence in each.seen]
+    assert [each for each in rows if "(MS-GVM-01)" in each.seen]
+
+
 def test_what_a_rule_wants_and_cannot_have(having):
     """It fails, with the rule's name."""
     found = by_subject(having(NO_GVM, LIMIT, FREEZE), "MS-GVM-02")
@@ -83,6 +98,7 @@ def test_a_way_to_freeze_that_cannot_be_had(having):
     finding = by_subject(machine, "MS-GVM-02")["compute.freeze"]
     assert finding.result is Result.FAIL
     assert 'wanted by "by" by gvm: here it can be done by cgroup, signal only' in finding.seen
+    assert "limit" not in machine.check("MS-GVM-01").seen, "no rule wants one"
 
 
 def test_a_way_to_freeze_that_can_be_had(having):
@@ -113,6 +129,17 @@ def test_the_arbiter(having, told, result, says):
     machine.context.ask_status = lambda: {"gpuctl": told}
     finding = machine.check("MS-GVM-03")
     assert (str(finding.result), says in finding.seen) == (result, True)
+
+
+def test_rights_that_are_gone(having):
+    """A rule that came by a reload: who asks is told what to do, also where the rule itself has nothing to do yet."""
+    machine = having(ALL, FREEZE)
+    notes = [{"about": "gpuctl rights", "note": "it lacks CAP_KILL"}, {"about": "readings", "note": "3 more"}]
+    machine.context.ask_status = lambda: {"gpuctl": {"pid": 7, "rules": [{"name": "wait"}], "notes": notes}}
+    found = by_subject(machine, "MS-GVM-03")
+    assert (found["rights"].result, found["rights"].seen) == (Result.WARN, "it lacks CAP_KILL")
+    assert "systemctl restart memscaler" in found["rights"].remedy
+    assert found["wait"].result is Result.PASS
 
 
 def test_no_daemon(having):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memscaler.daemon.doctor.distribution import _MANAGERS, _PACKAGES
 from memscaler.daemon.doctor.table import BY_ID, CHECKS
-from memscaler.gpu.nvml import _REMEDIES
+from memscaler.gpu.nvml_calls import REMEDIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
 SECTION = re.compile(r"^### (MS-[A-Z]+-\d\d)\n\n((?:.+\n)+)", re.MULTILINE)
@@ -43,4 +43,4 @@ def test_the_remedies_of_the_page_are_those_of_the_code():
         assert manager in _MANAGERS.values()
     table = text.partition("| NVML says |")[2].partition("\n\n")[0]
     told = {int(number) for line in table.splitlines()[2:] for number in re.findall(r"\d+", line.split("|")[1])}
-    assert set(_REMEDIES) <= told
+    assert set(REMEDIES) <= told

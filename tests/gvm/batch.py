@@ -88,6 +88,7 @@ class Batch:
             [sys.executable, "-m", "tests.gvm.batch", str(folder / "work"), *arguments],
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # as who starts a job beside a server: else it would be taken for a part of it
         )
         if cgroup is not None:
             (cgroup / "cgroup.procs").write_text(str(self.pid))

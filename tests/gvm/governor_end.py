@@ -1,4 +1,4 @@
-"""The governor's ends of link and urgent channel, in a test's hands: starts a real arbiter, answers it, and shows it."""
+"""The governor's ends of link and urgent channel of a real arbiter, in a test's hands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,14 +15,15 @@ from typing import Any
 
 import memscaler.gvm.run
 import memscaler.gvm.undo
+from memscaler.child.link import GpuSeen, ServerSeen
 from memscaler.config.gpuctl import GpuctlRule, Gvm, Match
 from memscaler.core.gpuctl import Controlled, Gpuctl, RuleState
 from memscaler.daemon.arbiter_words import read
 from memscaler.daemon.child_words import Done, Guard, Look
 from memscaler.daemon.urgent import Urgent
 from memscaler.gvm.link import FromGovernor, Read, Rules, encode
-from memscaler.servers.governor_link import End, GpuSeen, Seen, ServerSeen
 from tests.asked import short_folder
+from tests.child_end import ChildEnd
 from tests.governor import eventually
 from tests.patience import patience
 
@@ -38,8 +38,10 @@ def batch_rule(**more: Any) -> GpuctlRule:
     return GpuctlRule(**{**given, "look_every_s": 0.2, **more})
 
 
-class GovernorEnd:
-    """Of one arbiter at a time. `servers` and `gpus` are what it is shown; `silent`: it answers nothing."""
+class GovernorEnd(ChildEnd):
+    """Of one arbiter at a time."""
+
+    program = PROGRAM
 
     def __init__(
         self,
@@ -49,57 +51,28 @@ class GovernorEnd:
         gvm: Gvm | None = None,
         environment: Mapping[str, str] = NOTHING,
     ) -> None:
-        self.runtime_dir, self.gpu = runtime_dir, gpu
+        super().__init__(runtime_dir, {gpu: GpuSeen("parked")}, environment)
+        self.gpu = gpu
         self.rules = Rules(rules, gvm or Gvm())
-        self.gpus = {gpu: GpuSeen("parked")}
-        self.servers = {KEY: ServerSeen(KEY, int(KEY), gpus=(gpu,))}
-        self.guarded: dict[str, bool] = {}
-        self.heard: list[Any] = []
+        self.servers[KEY] = ServerSeen(KEY, int(KEY), gpus=(gpu,))
         self.told: list[Gpuctl] = []
-        self.silent = False
         self.urgent = Urgent()
-        self._environment = environment
-        self._log = runtime_dir / "arbiter.log"
-        self._socket: socket.socket | None = None
-        self.process: subprocess.Popen[bytes] | None = None
 
     # ---- the process -------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def start(self, *more: socket.socket) -> None:
         quick, urgent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = [theirs.fileno(), urgent.fileno()]
-        with theirs, urgent, self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM), *map(str, fds), str(self.runtime_dir), "json", "debug"],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={**os.environ, **self._environment},
-                start_new_session=True,
-            )
-        self._socket = ours
         self.urgent.attach(quick)
-        self.guarded.clear()
         self.told.clear()
-        threading.Thread(target=self._read, args=(ours,), daemon=True).start()
-        self.say(self.rules)
-        self.show("the start")
+        super().start(urgent, *more)
 
-    def _read(self, link: socket.socket) -> None:
-        while True:
-            try:
-                data = link.recv(1 << 20)
-            except OSError:
-                return
-            if not data:
-                return
-            self._hear(read(data))
+    def _encode(self, message: FromGovernor) -> bytes:
+        return encode(message)
+
+    def _decode(self, data: bytes) -> Any:
+        return read(data)
 
     def _hear(self, message: Any) -> None:
-        self.heard.append(message)
         match message:
             case Guard(number, keys, on):
                 self.guarded.update(dict.fromkeys(keys, on))
@@ -112,33 +85,8 @@ class GovernorEnd:
                 self.urgent.first = message.first
 
     def close(self) -> None:
-        """As the kernel does when a governor dies."""
         self.urgent.detach()
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-            self._socket = None
-
-    def end(self, within_s: float = 60.0) -> int:
-        self.say(End())
-        return self.ended(within_s)
-
-    def ended(self, within_s: float = 60.0) -> int:
-        assert self.process is not None
-        return self.process.wait(within_s * patience())
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.close()
-
-    def clean_up(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.close()
+        super().close()
 
     def undo(self, form: str = "text") -> subprocess.CompletedProcess[str]:
         """As the guardian does."""
@@ -169,15 +117,6 @@ class GovernorEnd:
 
     # ---- what it is told ---------------------------------------------------------------------------------------------
 
-    def say(self, message: FromGovernor) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._socket.send(encode(message))
-
-    def show(self, reason: str, number: int = 0) -> None:
-        servers = tuple(replace(each, guarded=self.guarded.get(key, False)) for key, each in self.servers.items())
-        self.say(Seen(time.monotonic_ns(), reason, self.gpus, servers, number))
-
     def change(self, key: str = KEY, **what: Any) -> None:
         self.servers[key] = replace(self.servers[key], **what)
 
@@ -204,9 +143,6 @@ class GovernorEnd:
         self.show("parked")
 
     # ---- what it tells -----------------------------------------------------------------------------------------------
-
-    def said(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
 
     def until(self, holds: Callable[[Gpuctl], object], within_s: float = 30.0) -> Gpuctl:
         def so() -> list[Gpuctl]:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from memscaler.child.link import GpuSeen, Seen
 from memscaler.config.gpuctl import Gvm, Match
 from memscaler.core.gpuctl import Knob, Means
-from memscaler.servers.governor_link import GpuSeen, Seen
+from memscaler.observe.gpuctl import is_frozen, is_set
 from memscaler.simulator import SimulatedDriver
 from tests.governor import eventually
 from tests.gvm.batch import Batch, batching, own_cgroup
@@ -235,6 +236,8 @@ def test_a_process_that_was_stopped_by_somebody_else_is_his(end, batch):
     end.client_comes()
     told = end.until(lambda told: told.rules[0].why_not)
     assert "somebody else has frozen it before us" in told.rules[0].why_not
+    assert [is_frozen(each) for each in told.controlled] == [False]
+    assert end.rule().failed == 0
     assert end.journal == []
     end.client_goes()
     end.until(lambda told: not told.rules[0].holds)
@@ -250,10 +253,13 @@ def test_one_that_is_let_go_on_by_somebody_else_stays_so(end, batch):
     end.client_comes()
     batch.stands_still()
     os.kill(batch.pid, signal.SIGCONT)
-    end.until(lambda told: "somebody else has changed it" in told.rules[0].why_not)
+    told = end.until(lambda told: "somebody else has changed it" in told.rules[0].why_not)
     batch.works()
+    assert [(is_frozen(each), is_set(each)) for each in told.controlled] == [(False, False)]
+    assert end.rule().failed == 0
     end.client_goes()
     end.until(lambda told: not told.controlled)
+    assert end.rule().failed == 0
 
 
 def test_who_appears_while_the_rule_is_in_force_is_stopped_too(end, tmp_path, batch):
@@ -381,7 +387,7 @@ def test_a_reload_that_drops_the_rule_lets_go(end, batch):
     batch.stands_still()
     end.configure()
     batch.works()
-    assert end.journal == []
+    eventually(lambda: not end.journal, what="an empty journal")
     end.configure(batch_rule(name="other"))
     batch.stands_still()
     assert end.end() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from memscaler.cli.gpuctl.doing import Orders, change
 from memscaler.cli.gpuctl.world import look
-from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, Knob, Means
+from memscaler.core.gpuctl import Controlled, Gpuctl, GvmAt, Knob, Means
 from memscaler.core.snapshot import KernelSnapshot, Snapshot
 from memscaler.gvm.errors import Gone
 from memscaler.observe.gpuctl import document
@@ -139,7 +140,8 @@ def test_ls(with_gvm: Bench, job: Batch) -> None:
     row = with_gvm.row(job.pid)
     assert (row["tid"], row["number"], row["gpu"]) == (job.tid, 8, "gpu1")
     assert row["uuid"] == with_gvm.driver.boards[1].uuid
-    assert (row["name"], row["memory_current_bytes"], row["memory_limit_bytes"]) == (NAME, 4 * GIB, NO_LIMIT)
+    assert (row["name"], row["memory_current_bytes"]) == (NAME, 4 * GIB)
+    assert (row["memory_limit_bytes"], row["limited"]) == (None, False), "as in the status document"
     assert (row["swap_bytes"], row["compute_priority"], row["compute_freeze"]) == (0, 8, 0)
     eventually(lambda: with_gvm.row(job.pid)["kernels_ended"], what="the first kernels to end")
     row = with_gvm.row(job.pid)
@@ -173,6 +175,7 @@ def test_set_and_reset(with_gvm: Bench, job: Batch) -> None:
     job.stands_still()
     row = with_gvm.row(job.pid)
     assert (row["memory_limit_bytes"], row["compute_priority"], row["frozen_by"]) == (6 * GIB, 2, ["gvm"])
+    assert row["limited"] is True
     texts = {each.file: each.text for each in with_gvm.fake.writes()}
     assert texts == {"memory.limit": f"{6 * GIB}\n", "compute.priority": "2\n", "compute.freeze": "1\n"}
     found = with_gvm.told("get", str(job.tid), "memory.limit", "compute.priority", "compute.freeze")["values"]
@@ -182,7 +185,7 @@ def test_set_and_reset(with_gvm: Bench, job: Batch) -> None:
     assert with_gvm.run("reset", str(job.pid)).returncode == 0
     job.works()
     row = with_gvm.row(job.pid)
-    assert (row["memory_limit_bytes"], row["compute_priority"], row["frozen_by"]) == (NO_LIMIT, 8, [])
+    assert (row["memory_limit_bytes"], row["compute_priority"], row["frozen_by"]) == (None, 8, [])
 
 
 def test_a_dry_run_does_nothing(with_gvm: Bench, job: Batch) -> None:
@@ -279,10 +282,34 @@ def test_ls_without_gvm(without: Bench, tmp_path: Path) -> None:
     with batching(tmp_path / "job", *without.arguments(1)) as job:
         row = without.row(job.pid)
         assert (row["gpu"], row["memory_used_bytes"], row["memory_limit_bytes"]) == ("gpu1", GIB, None)
+        assert row["limited"] is None
         text = without.run("ls").stdout
         assert text.splitlines()[0].split() == ["PID", "GPU", "NAME", "UNIT/CONTAINER", "MEMORY", "FROZEN"]
         assert max(map(len, text.splitlines())) <= 80
         assert "limit, swap, priority and kernels cannot be had" in text
+
+
+def test_ls_where_nobody_tells(without: Bench) -> None:
+    """An empty list would be a lie. What is missing and what works is said; programs get the same document as ever."""
+    command = [word for word in without.command("ls") if word not in ("--simulate", "a40,p40")]
+    environment = {**without.environment(), "LD_LIBRARY_PATH": str(without.folder)}
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [*command, *more], capture_output=True, text=True, check=False, env=environment, cwd=REPOSITORY
+        )
+        if done.returncode == 0:  # a machine with NVIDIA's driver
+            return
+        assert done.returncode == 69
+        assert "nobody tells which processes are on the GPUs" in done.stderr
+        assert "NVML" in done.stderr
+        assert "nothing is mounted" in done.stderr
+        assert "compute.freeze" in done.stderr
+        if more:
+            told = json.loads(done.stdout)
+            assert (told["processes"], told["gvm"], "NVML" in told["nvml_why_not"]) == ([], False, True)
+            assert "nothing is mounted" in told["gvm_why_not"]
+        else:
+            assert done.stdout == ""
 
 
 def test_what_only_gvm_can(without: Bench, tmp_path: Path) -> None:
@@ -339,10 +366,27 @@ def test_by_cgroup(without: Bench, tmp_path: Path) -> None:
         own_cgroup(f"ms-gpuctl-by-{os.getpid()}") as group,
         batching(tmp_path / "job", *without.arguments(), cgroup=group) as job,
     ):
-        assert without.run("set", f"cgroup:/{group.name}", "compute.freeze=1").returncode == 0
+        done = without.run("set", f"cgroup:/{group.name}", "compute.freeze=1")
+        assert (done.returncode, "not by the cgroup" in done.stdout) == (0, False)
         assert without.row(job.pid)["frozen_by"] == ["cgroup"]
         assert without.run("reset", f"cgroup:/{group.name}").returncode == 0
         job.works()
+
+
+def test_why_not_by_the_cgroup_that_was_named(without: Bench, tmp_path: Path) -> None:
+    """Who names a cgroup expects it to be frozen; with others below it, it is not."""
+    with (
+        own_cgroup(f"ms-gpuctl-below-{os.getpid()}") as group,
+        own_cgroup(f"{group.name}/below") as below,
+        batching(tmp_path / "job", *without.arguments(), cgroup=group) as job,
+        batching(tmp_path / "other", *without.arguments(), cgroup=below) as other,
+    ):
+        done = without.run("set", f"cgroup:/{group.name}", "compute.freeze=1")
+        assert (done.returncode, job.stopped(), other.stopped()) == (0, True, False)
+        told = " ".join(done.stdout.split())
+        assert f"not by the cgroup: others are in its cgroup /{group.name} (pid {other.pid})" in told
+        assert "not by the cgroup" not in without.run("set", str(job.pid), "compute.freeze=1").stdout
+        without.run("reset", str(job.pid))
 
 
 def test_a_frozen_cgroup(without: Bench, tmp_path: Path) -> None:
@@ -441,6 +485,34 @@ def test_what_a_rule_does_is_marked(without: Bench, tmp_path: Path) -> None:
         assert "when it lets go, it puts back what was before" in " ".join(done.stdout.split())
 
 
+def test_the_governor_s_boards_and_gvm_are_seen_without_being_named(with_gvm: Bench, job: Batch) -> None:
+    """`ls` and `get` call a GPU alike, and as the governor does, which was started with options of its own."""
+    gpus = [{"uuid": board.uuid, "gpu": f"gpu{at}"} for at, board in enumerate(with_gvm.driver.boards)]
+    fake = with_gvm.fake
+    state = Snapshot(0, 0.0, "0", "", "", False, (), (), KernelSnapshot({}, {}, 0))
+    state = dataclasses.replace(state, gpuctl=Gpuctl(1, gvm_at=GvmAt(str(fake.root), str(fake.proc))))
+    plain = [sys.executable, "-m", "memscaler", "gpuctl"]
+
+    def told(*words: str) -> dict[str, Any]:
+        command = [*plain, *words, "--runtime-dir", str(with_gvm.folder), "--json"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=with_gvm.environment(), cwd=REPOSITORY
+        )
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    with answering(with_gvm.folder) as loop:
+        loop.answer = lambda _request: {**STATUS, "gpus": gpus, "gpuctl": document(state, {}, time.time())}
+        seen = told("ls")
+        assert (seen["gvm"], seen["nvml_why_not"]) == (True, "")
+        (row,) = [each for each in seen["processes"] if each["pid"] == job.pid]
+        (value,) = told("get", str(job.pid), "compute.priority")["values"]
+        assert (row["gpu"], row["compute_priority"]) == (value["gpu"], value["value"]) == ("gpu1", 8)
+        os.chown(with_gvm.folder / "control.sock", NOBODY, NOBODY)
+        assert told("ls")["gvm"] is False, "another user does not say where root writes"
+
+
 def test_ls_says_what_a_governor_that_is_gone_has_left(without: Bench) -> None:
     """Somebody may be frozen for ever; a governor that runs will see to it."""
     assert without.told("ls")["left"] == ""
@@ -486,6 +558,9 @@ def test_one_that_has_just_ended(without: Bench, tmp_path: Path) -> None:
     [
         [],
         {"controlled": {"pid": 1}},
+        {"gvm_at": {"root": 7, "proc_root": "/proc", "gpu_map": {}}},
+        {"gvm_at": {"root": "/no\0where", "proc_root": "/proc", "gpu_map": {}}},
+        {"gvm_at": {"root": "/nowhere", "proc_root": "proc", "gpu_map": {"x": []}}},
         {"controlled": [1, None, {"pid": "PID", "knob": ["x"], "value": 10**400, "since_s": 1e999}]},
         {"controlled": [{"pid": 0, "rule": "\x1b[31m\nred", "knob": "compute.freeze", "since_s": "soon"}]},
     ],
@@ -508,7 +583,9 @@ sys.path[:0] = {path!r}
 import memscaler.cli.main, memscaler.cli.client, memscaler.cli.simulated, memscaler.cli.steer, memscaler.config.load
 import memscaler.cli.gpuctl.apart, memscaler.cli.gpuctl.change, memscaler.cli.gpuctl.doing, memscaler.cli.gpuctl.look
 import memscaler.cli.gpuctl.text, memscaler.cli.gpuctl.words, memscaler.cli.gpuctl.world
-import memscaler.daemon.requests, memscaler.gvm.capability, memscaler.gvm.journal, memscaler.gvm.turning
+import memscaler.daemon.requests, memscaler.gvm.capability, memscaler.gvm.journal, memscaler.gvm.named
+import memscaler.gvm.turning
+import memscaler.simulator.binding, memscaler.simulator.loading, memscaler.simulator.remote
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # what the command line imports late
     memscaler.cli.main.app(["gpuctl", "set", "--help"])
 os.setgroups([]); os.setgid({nobody}); os.setuid({nobody})
@@ -523,6 +600,36 @@ def as_nobody(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
 
 
+def test_one_s_own_without_root() -> None:
+    """What is one's own may be set, but for a higher priority; a dry run knows that."""
+    command = [shutil.which("sleep") or "", "999"]
+    with subprocess.Popen(command, user=NOBODY, group=NOBODY, extra_groups=[]) as process:
+        try:
+            nice = os.getpriority(os.PRIO_PROCESS, process.pid)
+            assert nice < 18, "the tests leave room below them"
+            for word, code in ((f"cpu.nice={nice + 2}", 0), (f"cpu.nice={nice + 1}", 4), ("compute.freeze=1", 0)):
+                for more in (["--dry-run"], []):
+                    where = ("--gvm-root", "/nowhere", "--runtime-dir", "/tmp/none")
+                    done = as_nobody("set", str(process.pid), word, *more, *where)
+                    assert done.returncode == code, (word, more, done.stderr)
+            assert os.getpriority(os.PRIO_PROCESS, process.pid) == nice + 2
+        finally:
+            process.kill()
+
+
+def test_a_port_of_somebody_else_s_without_root() -> None:
+    """It is there: not the number is wrong, but who asks. Nobody there is another matter."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for word in {f"port:{port}", *([] if Path(f"/proc/{port}").exists() else [str(port)])}:
+            for what in ("set", "get"):
+                done = as_nobody(what, word, "cpu.nice=3" if what == "set" else "cpu.nice")
+                assert (done.returncode, done.stdout) == (4, ""), done.stderr
+                assert f"who listens on port {port} can be seen by root only" in done.stderr
+    done = as_nobody("set", f"port:{port}", "cpu.nice=3")
+    assert (done.returncode, f"nobody listens on port {port}" in done.stderr) == (2, True)
+
+
 def test_without_root(without: Bench, tmp_path: Path) -> None:
     """It is said that root is needed, with the exit code for that; nothing is changed."""
     hidden = tmp_path / "debug"
@@ -535,7 +642,55 @@ def test_without_root(without: Bench, tmp_path: Path) -> None:
             done = as_nobody("set", str(job.pid), order, "--gvm-root", str(hidden), "--runtime-dir", "/tmp/none")
             assert (done.returncode, done.stdout) == (4, ""), done.stderr
             assert "hint: run as root" in done.stderr
+        for order in ("cpu.nice=-3", "cpu.nice=3", "compute.freeze=1"):
+            words = (str(job.pid), order, "--dry-run", "--gvm-root", "/nowhere", "--runtime-dir", "/tmp/none")
+            done = as_nobody("set", *words)
+            assert (done.returncode, done.stdout) == (4, ""), "a dry run says so, too"
+            assert "it would be refused" in done.stderr
         assert os.getpriority(os.PRIO_PROCESS, job.pid) == before
         done = as_nobody("set", str(job.pid), "memory.limit=6G", "--gvm-root", "/nowhere", "--runtime-dir", "/tmp/none")
         assert done.returncode == 69, "root could not, either"
         job.works()
+
+
+# ---- with a broken configuration -------------------------------------------------------------------------------------
+
+
+def test_a_broken_configuration_does_not_keep_anybody_frozen(without: Bench, tmp_path: Path) -> None:
+    """`reset` is the way out, and `ls` shows whom to let go: one line, and they go on. `set` refuses."""
+    bad = tmp_path / "bad.toml"
+    bad.write_text("no_such_key = 1\nidle_after = [\n")
+    with batching(tmp_path / "batch", *without.arguments()) as job:
+        assert without.run("set", str(job.pid), "compute.freeze=1").returncode == 0
+        job.stands_still()
+        listed = without.run("ls", "--config", str(bad))
+        assert listed.returncode == 0, listed.stderr
+        assert str(job.pid) in listed.stdout
+        assert without.run("set", str(job.pid), "cpu.nice=5", "--config", str(bad)).returncode == 78
+        done = without.run("reset", str(job.pid), "--config", str(bad))
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert "the configuration is left out" in line
+        assert str(bad) in line
+        job.works()
+
+
+def test_a_rule_that_stops_by_signal_says_nothing_about_gvm_s_file(with_gvm: Bench, job: Batch) -> None:
+    """One act, one footnote: of the means that the rule has used."""
+    rule = Controlled("batch", job.pid, NAME, Knob.COMPUTE_FREEZE, Means.SIGNAL, 1, 0, since_unix_s=time.time() - 9)
+    state = Snapshot(
+        0, 0.0, "0", "", "", False, (), (), KernelSnapshot({}, {}, 0), gpuctl=Gpuctl(1, controlled=(rule,))
+    )
+    told = {**STATUS, "gpuctl": document(state, {}, time.time())}
+    os.kill(job.pid, signal.SIGSTOP)
+    job.stands_still()
+    with answering(with_gvm.folder) as loop:
+        loop.answer = lambda _request: told
+        done = with_gvm.run("set", str(job.pid), "compute.freeze=0")
+        assert done.returncode == 0, done.stderr
+        text = " ".join(done.stdout.split())
+        assert text.count('rule "batch"') == 1
+        assert "what you set stays until the rule's next time" in text
+        assert "a process that comes back to its GPU" not in text
+        again = with_gvm.run("set", str(job.pid), "compute.freeze=0")
+        assert "a process that comes back to its GPU" not in " ".join(again.stdout.split())

@@ -219,7 +219,7 @@ def test_why_a_job_cannot_be_held_is_logged_once_and_not_for_each_client(end, ba
         end.client_goes()
         end.until(lambda told: not told.rules[0].holds)
         end.park()
-    assert end.said().count("gpuctl.not_turned") == 1
+    assert end.said().count("gpuctl.left") == 1
 
 
 # ---- half of it ------------------------------------------------------------------------------------------------------

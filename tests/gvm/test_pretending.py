@@ -13,7 +13,8 @@ import pytest
 
 from memscaler.config.gpuctl import Match
 from memscaler.core.errors import UsageError
-from memscaler.gvm.processes import about, matching, resolve, untouchable
+from memscaler.gvm.named import resolve
+from memscaler.gvm.processes import about, matching, untouchable
 from memscaler.kernel.processes import Processes
 from tests.gvm.workers import Worker, cgroup, join
 

@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 
 import memscaler
+from memscaler.child.standstill import stands_still
 from memscaler.config.gpuctl import Match
 from memscaler.core.errors import MemscalerError, UsageError
+from memscaler.gvm.freezing import Cgroups
+from memscaler.gvm.named import listeners, resolve
 from memscaler.gvm.processes import (
     about,
     cgroup_of,
     is_alive,
     is_memscaler,
-    listeners,
     matching,
     process_of,
-    resolve,
     started_at,
     threads_of,
     untouchable,
 )
 from memscaler.kernel.processes import Processes
-from memscaler.servers.standstill import stands_still
 from tests.governor import eventually, governing
 from tests.gvm.workers import Worker, cgroup, join
 
@@ -148,6 +148,14 @@ def test_matches(worker: Worker, server: Server) -> None:
         join(folder, worker)
         below.rmdir()
         assert pid in fitting(f"unit:{name}"), "nobody is left out untold"
+    mount = Cgroups.find()
+    assert mount is not None
+    (mount.mount / "cgroup.procs").write_text(str(pid))
+    of_systemd = [
+        line.rpartition(":")[2] for line in Path(f"/proc/{pid}/cgroup").read_text().split("\n") if "=systemd:" in line
+    ]
+    assert fitting("cgroup:/", pid) == [pid], "its line of version 2 says 0::/"
+    assert fitting("cgroup:/*", pid) == ([] if set(of_systemd) <= {"/"} else [pid]), "it is there, and not below"
     for text in ("name:python*", f"name:{Path(sys.executable).name}", "user:root", "user:0", "user:ro?t"):
         assert fitting(text, pid) == [pid], text
     assert fitting(f"exe:{Path(sys.executable).resolve().parent}/*", pid) == [pid]
@@ -194,7 +202,8 @@ def test_what_shares_a_service_with_a_server_is_left_alone(worker: Worker, serve
         assert "engine.service" in found[worker.pid]
     with cgroup("session-1.scope") as folder:
         (folder / "cgroup.procs").write_text(str(server.pid))
-        assert os.getpid() not in untouchable(Processes.look(), listeners=[server.pid]), "a session is no server"
+        join(folder, worker)
+        assert worker.pid not in untouchable(Processes.look(), listeners=[server.pid]), "a session is no server"
 
 
 def test_a_running_governor_and_its_guardian_are_left_alone(tmp_path: Path) -> None:
@@ -275,15 +284,19 @@ def test_units_and_containers_by_name(worker: Worker) -> None:
         processes = Processes.look()
         for text in (folder.name, folder.name.removesuffix(".service"), f"unit:{folder.name}", "unit:memscaler-test-*"):
             assert resolve(text, processes) == {worker.pid}, text
-        for text in (f"cgroup:/{folder.name}", "cgroup:/memscaler-test-*"):
+        for text in (f"cgroup:/{folder.name}", f"cgroup:/{folder.name}/", "cgroup:/memscaler-test-*"):
             assert resolve(text, processes) == {worker.pid}, text
     with cgroup("slice") as folder:
         inside = folder / f"docker-{CONTAINER}.scope"
         inside.mkdir()
         join(inside, worker)
         processes = Processes.look()
-        for text in (CONTAINER[:12], f"container:{CONTAINER[:12]}", "container:c0ffee*"):
+        for text in (CONTAINER[:12], f"container:{CONTAINER[:12]}", "container:c0ffee*", f"cgroup:/{folder.name}/*"):
             assert resolve(text, processes) == {worker.pid}, text
+        for text in (f"cgroup:/{folder.name}", f"cgroup:/{folder.name}/"):
+            with pytest.raises(UsageError, match="no process is in cgroup") as refused:
+                resolve(text, processes)
+            assert f"cgroup:/{folder.name}/*" in refused.value.hint, "nobody is in it, but below it"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +320,22 @@ def test_nobody_is_told_with_the_reason(text: str) -> None:
     with pytest.raises(MemscalerError) as refused:
         resolve(text, Processes.look())
     assert str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("4194304", "there is no process or port 4194304"),
+        ("port:1", "nobody listens on port 1"),
+        ("cgroup:x", "no path of a cgroup (write /batch.slice, or /batch.slice/* for all below it)"),
+    ],
+)
+def test_what_to_write_instead(text: str, says: str) -> None:
+    """A number that is nobody's: where the processes are listed; what a cgroup's path is like."""
+    with pytest.raises(UsageError) as refused:
+        resolve(text, Processes.look())
+    assert says in str(refused.value)
+    assert ("gpuctl ls" in refused.value.hint) == ("x" not in text)
 
 
 def test_processes_that_end_while_they_are_looked_at(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class Worker:
         file.write_bytes(bytes(8))
         with file.open("rb") as opened:
             self._board = mmap.mmap(opened.fileno(), 8, prot=mmap.PROT_READ)
-        self.process = subprocess.Popen([sys.executable, "-c", _COUNT, str(file), str(threads)])
+        command = [sys.executable, "-c", _COUNT, str(file), str(threads)]
+        self.process = subprocess.Popen(command, start_new_session=True)  # a job of its own
         eventually(lambda: self.count, what="the worker to begin")
         task = Path(f"/proc/{self.pid}/task")
         eventually(lambda: len(list(task.iterdir())) == threads, what="all of its threads")

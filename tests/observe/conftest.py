@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, GvmReading, Knob, Means, RuleState
+from memscaler.core.gpuctl import NO_LIMIT, Controlled, Gpuctl, GvmAt, GvmReading, Knob, Means, RuleState
 from memscaler.core.servers import ServerReport, ServerState, Supervised, SupervisorReport
 from memscaler.core.snapshot import (
     GpuReading,
@@ -85,6 +85,7 @@ GPUCTL = Gpuctl(
     ),
     read_unix_s=1_700_003_590.0,
     notes={"readings": "cut"},
+    gvm_at=GvmAt("/sys/kernel/debug", "/proc"),
 )  # fmt: skip
 
 

@@ -42,6 +42,14 @@ def test_the_keys_of_the_document(snapshot):
     json.dumps(found, allow_nan=False)
 
 
+def test_every_key_is_in_the_manual():
+    """docs/operating.md is the contract."""
+    manual = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    part = manual[manual.index("`gpuctl` is null where") : manual.index("The answer to `GET /v1/verify`")]
+    names = {key.rpartition(".")[2].removesuffix("[]") for key in KEYS.read_text().split()}
+    assert not [name for name in names if f"`{name}`" not in part]
+
+
 def test_what_the_document_says(snapshot):
     """Times from now, the names of GPUs, no number that means "none"."""
     found = gpuctl.document(snapshot, {A40.uuid: "gpu0"}, NOW_S)

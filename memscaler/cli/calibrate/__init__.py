@@ -137,7 +137,7 @@ def _collect(worker: Worker, found: list[Result], *, as_json: bool) -> None:
 
 def _last_word(context: Context, worker: Worker, found: list[Result]) -> str:
     """After an interrupt, when the work has ended or was left behind."""
-    from memscaler.daemon.guardian import JOURNAL
+    from memscaler.daemon.journals import JOURNAL
     from memscaler.gpu.journal import Journal
 
     found += worker.rest()

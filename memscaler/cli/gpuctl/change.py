@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -16,7 +15,7 @@ from memscaler.config import knobs
 from memscaler.config.gpuctl import How as Hows
 from memscaler.core.errors import UsageError
 from memscaler.core.gpuctl import Knob, Means
-from memscaler.core.knobs import DEFAULTS, DIRECTIONS
+from memscaler.core.knobs import DEFAULTS
 
 if TYPE_CHECKING:
     from memscaler.cli.gpuctl.doing import Done, Orders
@@ -65,7 +64,8 @@ def set_knobs(
     from memscaler.cli.gpuctl.world import look
 
     wanted = parsed(words, beyond=beyond)
-    orders = Orders(_means(how), _seconds(timeout), dry_run, _wait)
+    by_place = any(not word.rpartition(":")[2].isdecimal() for word in wanted.targets)
+    orders = Orders(_means(how), _seconds(timeout), dry_run, _wait, by_place)
     world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root)
     subjects = world.resolved(wanted.targets)
     found = [
@@ -101,11 +101,9 @@ def reset(
     from memscaler.cli.gpuctl.words import knobs_of
     from memscaler.cli.gpuctl.world import look
 
-    targets, named = knobs_of(words)
-    if not targets:
-        raise UsageError("no process: name a PID, a UNIT or a PORT", hint="see `memscaler gpuctl reset --help`")
+    targets, named = knobs_of(words, "see `memscaler gpuctl reset --help`")
     orders = Orders("auto", _seconds(timeout), dry_run, _wait)
-    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root)
+    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root, anyway=True)
     subjects = world.resolved(targets)
     found = [
         done
@@ -128,10 +126,9 @@ def _wait(done: Done) -> None:
 
 def _tell(world: World, found: Sequence[Done], orders: Orders, *, as_json: bool) -> None:
     """Print it. Exit with the code of what went wrong, if anything did."""
-    from memscaler.cli.gpuctl.world import gpu_names, gpu_of
+    from memscaler.cli.gpuctl.world import with_gpus
 
-    names = gpu_names(world, {done.place.uuid for done in found if done.place} - {""})
-    found = [replace(done, gpu=gpu_of(done.place, names)) for done in found]
+    found = with_gpus(world, found)
     bad = [done for done in found if done.error is not None]
     if as_json:
         documents = [done.document(dry_run=orders.dry_run) for done in found]
@@ -147,15 +144,16 @@ def _tell(world: World, found: Sequence[Done], orders: Orders, *, as_json: bool)
 
 
 def _show(world: World, good: Sequence[Done], orders: Orders) -> None:
-    from memscaler.cli.gpuctl.doing import serving
-    from memscaler.cli.gpuctl.text import ruled, wrapped
+    from memscaler.cli.gpuctl.doing import not_by_cgroup, serving
+    from memscaler.cli.gpuctl.text import directions, ruled, wrapped
 
     for done in good:
         show(_line(done, orders))
-    notes = [f"{knob}: {text}" for knob, text in DIRECTIONS.items() if any(done.knob is knob for done in good)]
+    notes = directions({done.knob for done in good})
     if still := {done.subject.pid for done in good if _by_kernel(done)}:
         notes.append(STILL if world.on_gpus(still) else NOWHERE)
     by_rules = [(done, rule) for done in good for rule in done.rules if rule.get("since_s") is not None]
+    notes += not_by_cgroup(world, good) if orders.how == "auto" and orders.by_place else []
     notes += dict.fromkeys(f"{ruled(rule)}: {_what_follows(done, rule)}" for done, rule in by_rules)
     frozen = {done.subject.pid for done in good if done.knob is Knob.COMPUTE_FREEZE and done.value}
     notes += [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from memscaler.cli.gpuctl.waiting import stopped_with
 from memscaler.config.gpuctl import How
 from memscaler.core.errors import MemscalerError
 from memscaler.core.gpuctl import Knob, Means
@@ -18,18 +20,20 @@ if TYPE_CHECKING:
     from memscaler.gvm.processes import Subject
     from memscaler.gvm.turning import Place
 
+_MEAN_NICE = 20  # less RLIMIT_NICE: the highest priority that one may give (getrlimit(2))
 PUT_BACK = "; it was put back to what it was"
 STAYS = "; its file says the new value all the same: see `memscaler gpuctl reset`"
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """waiting: told of what takes long."""
+    """waiting: told of what takes long. by_place: a unit, container or cgroup was named, and not processes alone."""
 
     how: How
     timeout_s: float
     dry_run: bool
     waiting: Callable[[Done], None]
+    by_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,20 @@ def change(world: World, subjects: Mapping[int, Subject], knob: Knob, value: int
     placed = errors.keys() | {place.pid for place in places}
     errors |= {pid: Gone(f"process {pid} has ended") for pid in subjects if pid not in placed}
     done = [Done(subjects[pid], knob, value, error=error) for pid, error in errors.items()]
-    done += [
-        Done(subjects[place.pid], knob, value, place, rules=tuple(world.doing(place.pid, knob))) for place in places
-    ]
+    done += [Done(subjects[place.pid], knob, value, place, rules=_ruled(world, place)) for place in places]
     done = _turned(world, _read(world, done), orders)
+    if knob is Knob.COMPUTE_FREEZE and not value:
+        gone_on = {found.subject.pid for found in done if found.error is None}
+        was_stopped = any(found.was and found.place and found.place.means is Means.SIGNAL for found in done)
+        done += stopped_with(world, gone_on, dry_run=orders.dry_run, soon=was_stopped)
     there = [found for found in done if not isinstance(found.error, Gone)]
     return sorted(there or done, key=lambda found: found.subject.pid)
+
+
+def _ruled(world: World, place: Place) -> tuple[Mapping[str, object], ...]:
+    """What rules do to this knob by these means: one that stops a process by SIGSTOP does nothing to GVM's file."""
+    doing = world.doing(place.pid, place.knob)
+    return tuple(each for each in doing if each.get("means") in ("", None, str(place.means)))
 
 
 def _read(world: World, done: Sequence[Done]) -> list[Done]:
@@ -97,7 +109,7 @@ def _turned(world: World, done: Sequence[Done], orders: Orders) -> list[Done]:
     from memscaler.gvm.turning import turn
 
     if orders.dry_run:
-        return list(done)
+        return [_if_allowed(found) for found in done]
 
     def told(found: Done, outcome: object) -> Done:
         if isinstance(outcome, Refused) and outcome.changed:
@@ -105,6 +117,37 @@ def _turned(world: World, done: Sequence[Done], orders: Orders) -> list[Done]:
         return replace(found, error=outcome) if isinstance(outcome, MemscalerError) else found
 
     return _each(done, lambda place, found: partial(turn, place, found.value, world.here.proc), told, orders)
+
+
+def _if_allowed(found: Done) -> Done:
+    """As turning it would be refused for want of rights: those of files, of signals (kill(2)) and of nice."""
+    from memscaler.gvm.errors import NotAllowed
+    from memscaler.gvm.freezing import FILES
+
+    place = found.place
+    if place is None or found.error is not None:
+        return found
+    if place.means in (Means.GVM, Means.CGROUP):
+        name = found.knob if place.means is Means.GVM else FILES[found.knob]
+        path = f"{place.path}/{name}"
+        is_allowed, what = os.access(path, os.W_OK, effective_ids=True), f"{path} may not be written"
+    else:
+        is_allowed, what = _is_ours(place.pid), f"process {place.pid} belongs to somebody else"
+        if is_allowed and place.means is Means.NICE and os.geteuid() and found.value < (found.was or 0):
+            is_allowed = found.value >= _MEAN_NICE - resource.getrlimit(resource.RLIMIT_NICE)[0]
+            what = f"only root gives process {place.pid} a higher priority"
+    return found if is_allowed else replace(found, error=NotAllowed(f"it would be refused: {what}"))
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it takes signals from us. One that has ended is not refused."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def _put_back(world: World, found: Done, error: Refused) -> MemscalerError:
@@ -176,9 +219,28 @@ def _untouchable(world: World, subjects: Mapping[int, Subject], knob: Knob, valu
     return found
 
 
+def not_by_cgroup(world: World, done: Sequence[Done]) -> list[str]:
+    """Sentences: why those that are stopped by a signal are not stopped by their cgroup."""
+    from memscaler.gvm.turning import placed
+
+    stopped = {
+        found.subject.pid
+        for found in done
+        if found.knob is Knob.COMPUTE_FREEZE and found.value and found.place and found.place.means is Means.SIGNAL
+    }
+    if not stopped:
+        return []
+    named = [found.subject.pid for found in done]
+    refused = placed(Knob.COMPUTE_FREEZE, named, world.here, how="cgroup").refused
+    return [
+        f"not by the cgroup: {why}" for why in dict.fromkeys(refused[pid] for pid in sorted(stopped & refused.keys()))
+    ]
+
+
 def serving(world: World, pids: Collection[int]) -> dict[int, str]:
     """Pid -> what it has to do with a watched port: those of these whom rules leave alone for that."""
-    from memscaler.gvm.processes import listeners, untouchable
+    from memscaler.gvm.named import listeners
+    from memscaler.gvm.processes import untouchable
 
     if not pids or not world.watched:
         return {}

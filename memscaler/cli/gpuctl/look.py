@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +12,8 @@ import typer
 from memscaler.cli.gpuctl.options import PROCESS, GvmRoot, ProcRoot
 from memscaler.cli.options import Config, Json, RuntimeDir, Simulate
 from memscaler.cli.output import columns, plain, print_json, show
-from memscaler.core.errors import MemscalerError
-from memscaler.core.gpuctl import Knob
+from memscaler.core.errors import DriverUnavailable, MemscalerError
+from memscaler.core.gpuctl import NO_LIMIT, Knob
 
 if TYPE_CHECKING:
     from memscaler.cli.gpuctl.world import Row, World
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from memscaler.gvm.turning import Place
 
 HINT = "see `memscaler gpuctl get --help`"
+STILL = (
+    "see `memscaler doctor MS-DRIVER MS-GVM`. get, set and reset work all the same on processes that you name (PID, "
+    "UNIT, PORT): compute.freeze, cpu.nice, and cpu.weight where cgroups have it"
+)
 BY: tuple[How, ...] = ("gvm", "cgroup", "signal")
 
 
@@ -35,13 +39,15 @@ def ls(
 ) -> None:
     """Show the processes on GPUs: their memory there, limits, priorities, what stands still, and by which rule.
 
-    Works with GVM's driver and without; what cannot be had is left out, and the reason said.
+    Works with GVM's driver and without; what cannot be had is left out, and the reason said. Where neither GVM nor
+    NVIDIA's driver tells who is on the GPUs the exit code is 69.
     """
     from memscaler.cli.gpuctl.text import table
     from memscaler.cli.gpuctl.world import look, rows
 
-    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root)
+    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root, anyway=True)
     seen = rows(world)
+    nobody_tells = bool(seen.nvml and seen.gvm)
     if as_json:
         told = {
             "gvm": not seen.gvm,
@@ -51,8 +57,12 @@ def ls(
             "left": seen.left,
         }
         print_json({**told, "processes": [document(row) for row in seen.rows]})
-    else:
+    elif not nobody_tells:
         show(table(seen))
+    elif seen.left:
+        show(plain(seen.left))
+    if nobody_tells:
+        raise DriverUnavailable(f"nobody tells which processes are on the GPUs: {seen.nvml}; {seen.gvm}", hint=STILL)
 
 
 def get(
@@ -74,19 +84,15 @@ def get(
 ) -> None:
     """Show what is set on processes, and by what. The exit code is 1 if a knob that was named cannot be read."""
     from memscaler.cli.gpuctl.words import knobs_of
-    from memscaler.cli.gpuctl.world import gpu_names, gpu_of, look
-    from memscaler.core.errors import UsageError
+    from memscaler.cli.gpuctl.world import look, with_gpus
 
-    targets, named = knobs_of(words)
-    if not targets:
-        raise UsageError("no process: name a PID, a UNIT or a PORT", hint=HINT)
-    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root)
+    targets, named = knobs_of(words, HINT)
+    world = look(config, {"simulate": simulate, "runtime_dir": runtime_dir}, gvm_root, proc_root, anyway=True)
     subjects = world.resolved(targets)
     found = [value for knob in named or tuple(Knob) for value in values(world, knob, subjects)]
     if not found:
         raise MemscalerError(f"{', '.join(targets)}: the process has just ended")
-    names = gpu_names(world, {each.uuid for each in found} - {""})
-    found = [replace(each, gpu=gpu_of(each.place, names)) for each in found]
+    found = with_gpus(world, found)
     if as_json:
         print_json({"values": [each.document() for each in found]})
     else:
@@ -172,9 +178,8 @@ def everywhere(world: World, knob: Knob, pids: Sequence[int]) -> tuple[list[Plac
 
 
 def _text(shown: Sequence[Value], found: Sequence[Value]) -> str:
-    from memscaler.cli.gpuctl.text import NONE, cut, ruled, wrapped
+    from memscaler.cli.gpuctl.text import NONE, cut, directions, ruled, wrapped
     from memscaler.config.knobs import spoken
-    from memscaler.core.knobs import DIRECTIONS
 
     rows = [("PID", "NAME", "KNOB", "VALUE", "BY", "GPU")]
     for each in shown:
@@ -182,14 +187,17 @@ def _text(shown: Sequence[Value], found: Sequence[Value]) -> str:
         about = each.subject
         rows.append((str(about.pid), cut(about.name), each.knob, told, each.means or NONE, plain(each.gpu) or NONE))
     why = [f"{each.knob} of {each.subject.pid}: {plain(each.problem)}" for each in found if each.problem]
-    notes = [f"{knob}: {text}" for knob, text in DIRECTIONS.items() if any(each.knob is knob for each in shown)]
-    notes += why + list(dict.fromkeys(ruled(rule) for each in found for rule in each.rules))
+    notes = (
+        directions({each.knob for each in shown})
+        + why
+        + list(dict.fromkeys(ruled(rule) for each in found for rule in each.rules))
+    )
     table = columns(rows) if shown else "nothing can be told"
     return f"{table}\n\n{wrapped(notes)}" if notes else table
 
 
 def document(row: Row) -> dict[str, object]:
-    """A line of ls, for programs. memory_limit_bytes: 2^64-1 is none, as GVM has it; null: not known."""
+    """A line of ls, for programs. memory_limit_bytes and limited: as in the status document."""
     reading, subject = row.reading, row.subject
     told: dict[str, object] = {"pid": row.pid, "gpu": row.gpu, "uuid": row.uuid}
     for key in ("name", "unit", "container", "user", "cgroup"):
@@ -208,4 +216,9 @@ def document(row: Row) -> dict[str, object]:
         "kernels_pending",
     ):
         told[key] = getattr(reading, key) if reading else None
+    limit = told["memory_limit_bytes"]
+    told |= {
+        "memory_limit_bytes": None if limit == NO_LIMIT else limit,
+        "limited": None if limit is None else limit != NO_LIMIT,
+    }
     return {**told, "frozen_by": [str(means) for means in row.frozen], "rules": list(row.rules)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memscaler.cli.output import WIDTH, columns, plain, span
-from memscaler.config.knobs import bytes_text, spoken
-from memscaler.core.gpuctl import NO_LIMIT, Knob
+from memscaler.config.amounts import bytes_text
+from memscaler.config.knobs import spoken
+from memscaler.core.gpuctl import Knob
 from memscaler.core.knobs import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ def _value(knob: str, value: object) -> str:
     return spoken(Knob(knob), value) if known else plain(value)  # type: ignore[arg-type]
 
 
+def directions(knobs: Collection[Knob]) -> list[str]:
+    """Of these, what people get the wrong way round."""
+    return [f"{knob}: {text}" for knob, text in DIRECTIONS.items() if knob in knobs]
+
+
 def wrapped(notes: Sequence[str]) -> str:
     """Each a paragraph of 80 columns."""
     return "\n".join(_wrapped(note) for note in notes)
@@ -123,7 +129,7 @@ def cut(text: str, width: int = NAME_WIDTH) -> str:
 
 
 def _amount(count: int | None) -> str:
-    return NONE if count is None else "max" if count == NO_LIMIT else bytes_text(count)
+    return NONE if count is None else bytes_text(count)
 
 
 def _count(count: int | None) -> str:

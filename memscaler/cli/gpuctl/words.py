@@ -11,6 +11,7 @@ from memscaler.core.errors import UsageError
 from memscaler.core.gpuctl import Knob
 
 HINT = "see `memscaler gpuctl set --help`"
+NO_PROCESS = "no process: name a PID, a UNIT or a PORT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,20 @@ def parsed(words: Sequence[str], *, beyond: bool = False) -> Wanted:
     if not values:
         raise UsageError("nothing to set: no KNOB=VALUE", hint=f"knobs are {', '.join(Knob)}")
     if not targets:
-        raise UsageError("no process: name a PID, a UNIT or a PORT", hint=HINT)
+        raise UsageError(NO_PROCESS, hint=HINT)
     return Wanted(tuple(dict.fromkeys(targets)), values)
 
 
-def knobs_of(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[Knob, ...]]:
-    """Of get and reset: targets, and the knobs among the words. Raise UsageError for KNOB=VALUE."""
+def knobs_of(words: Sequence[str], hint: str) -> tuple[tuple[str, ...], tuple[Knob, ...]]:
+    """Of get and reset: targets, and the knobs among the words. Raise UsageError for KNOB=VALUE, or for no target."""
     for word in words:
         if "=" in word:
             raise UsageError(f"{word!r}: nothing is set here", hint=f"memscaler gpuctl set ... {word}")
     found = tuple(dict.fromkeys(Knob(word) for word in words if word in set(Knob)))
-    return tuple(dict.fromkeys(word for word in words if word not in set(Knob))), found
+    targets = tuple(dict.fromkeys(word for word in words if word not in set(Knob)))
+    if not targets:
+        raise UsageError(NO_PROCESS, hint=hint)
+    return targets, found
 
 
 def knob_of(name: str) -> Knob:

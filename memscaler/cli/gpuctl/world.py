@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from memscaler.core.errors import GpuError, MemscalerError
-from memscaler.core.gpuctl import NO_LIMIT, Means
+from memscaler.cli.gpuctl.governor import ASK_S
+from memscaler.core.errors import ConfigError, GpuError, MemscalerError, PermissionMissing
+from memscaler.core.gpuctl import Means
 
 if TYPE_CHECKING:
     from memscaler.config.gpuctl import How
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 DRIVER_S = 25.0  # boards.PATIENCE_S, and what starting a process takes
 _STILL: Mapping[Means, How] = {Means.CGROUP: "cgroup", Means.SIGNAL: "signal"}
-
-LEFT = "a memscaler that is gone has left processes frozen, or otherwise set: `sudo memscaler restore` undoes that"
-ASK_S = 3.0  # the governor, which may be busy or gone: all of this works without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class World:
     def resolved(self, targets: Sequence[str]) -> dict[int, Subject]:
         """The processes that these words mean. Raise UsageError."""
         from memscaler.core.errors import UsageError
-        from memscaler.gvm.processes import resolve
+        from memscaler.gvm.named import resolve
         from memscaler.kernel.scopes import Unresolved
 
         found: dict[int, Subject] = {}
@@ -131,16 +129,35 @@ class World:
         return tuple(found)
 
 
-def look(config: Path | None, flags: Mapping[str, str | None], gvm_root: Path | None, proc_root: Path | None) -> World:
-    """Raise MemscalerError for a bad configuration that was named, or if there is no /proc."""
+def look(
+    config: Path | None,
+    flags: Mapping[str, str | None],
+    gvm_root: Path | None,
+    proc_root: Path | None,
+    *,
+    anyway: bool = False,
+) -> World:
+    """anyway: without the configuration, if that is broken. Raise MemscalerError if it is, or there is no /proc."""
+    from memscaler.cli.gpuctl import governor
+    from memscaler.cli.options import settings_without_file
+    from memscaler.cli.output import plain
     from memscaler.cli.simulated import at_home, simulate
     from memscaler.config.load import load
     from memscaler.gvm.turning import Here
     from memscaler.kernel.processes import Processes
 
-    settings = at_home(load(flags, os.environ, config))
-    simulate(settings.simulate, settings.runtime_dir)
-    gvm = settings.gvm
+    try:
+        found = load(flags, os.environ, config)
+    except (ConfigError, PermissionMissing, OSError) as error:
+        if not anyway:
+            raise
+        why = plain(str(error).partition("\n")[0])
+        print(f"memscaler: the configuration is left out: {why}", file=sys.stderr)
+        found, config = settings_without_file(flags), None
+    settings = at_home(found)
+    status, left = governor.status_of(settings)
+    simulate(settings.simulate or governor.boards(settings, status), settings.runtime_dir)
+    gvm = settings.gvm if config is not None else governor.gvm_of(settings, status)
     gvm = replace(gvm, root=gvm_root or gvm.root, proc=proc_root or gvm.proc)
     here = Here.look(gvm)
     try:
@@ -149,54 +166,8 @@ def look(config: Path | None, flags: Mapping[str, str | None], gvm_root: Path | 
         raise MemscalerError(
             f"{here.proc}: {error.strerror or error}", hint="--proc-root names the right one"
         ) from error
-    status, left = _status(settings)
-    gpus = [*_dicts(status.get("gpus")), *_dicts(status.get("ungoverned"))]
-    names = {str(each.get("uuid")): str(each.get("gpu")) for each in gpus if each.get("gpu")}
-    told = status.get("gpuctl")
-    controlled = _dicts(told.get("controlled")) if isinstance(told, dict) else []
-    return World(
-        here, processes, settings, tuple(map(_controlled, controlled)), names, _watched(settings, status), left
-    )
-
-
-def _status(settings: Settings) -> tuple[Mapping[str, Any], str]:
-    """The governor's; and what one that is gone has left."""
-    from memscaler.cli.client import Client
-    from memscaler.core.errors import DaemonNotRunning
-    from memscaler.gvm.journal import anything_to_undo
-
-    try:
-        return Client(str(settings.runtime_dir), ASK_S).status(), ""
-    except DaemonNotRunning:
-        return {}, LEFT if anything_to_undo(settings.runtime_dir) else ""
-    except MemscalerError:
-        return {}, ""
-
-
-def _watched(settings: Settings, status: Mapping[str, Any]) -> frozenset[int]:
-    """As configured, and as the governor has found."""
-    from memscaler.core.watch import HOST
-
-    told = {each.get("port") for each in _dicts(status.get("watches")) if each.get("scope") == str(HOST)}
-    configured = {watch.port for watch in settings.watches if watch.scope == HOST}
-    return frozenset(configured | {port for port in told if isinstance(port, int)})
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    """Of what another process has said: it may be of another version."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
-
-
-def _controlled(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What we need of it, of the types that we need."""
-    texts = {key: str(told.get(key) or "") for key in ("rule", "name", "gpu", "knob", "means", "problem")}
-    pid, value, since_s = told.get("pid"), told.get("value"), told.get("since_s")
-    return {
-        **texts,
-        "pid": pid if isinstance(pid, int) else 0,
-        "value": value if isinstance(value, int) and abs(value) <= NO_LIMIT else None,
-        "since_s": since_s if isinstance(since_s, (int, float)) and math.isfinite(since_s) else None,
-    }
+    rules, names = governor.controlled(status), governor.gpu_names(status)
+    return World(here, processes, settings, rules, names, governor.watched(settings, status), left)
 
 
 # ---- who is on which GPU -------------------------------------------------------------------------------------------
@@ -222,9 +193,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """gvm, nvml: why that does not tell, "" if it does. late: what did not answer, a line for each.
+    """gvm, nvml: why that does not tell, "" if it does; with both of them nobody tells of any process.
 
-    left: as World's.
+    late: what did not answer, a line for each. left: as World's.
     """
 
     rows: tuple[Row, ...]
@@ -235,7 +206,7 @@ class Seen:
 
 
 def rows(world: World) -> Seen:
-    """All processes on GPUs, by process and GPU. Raise GpuError if neither the driver nor GVM tells of any."""
+    """All processes on GPUs, by process and GPU."""
     gvm = world.here.tree.why_not()
     readings, late = readings_of(world, None)
     found: Boards | None = None
@@ -243,11 +214,9 @@ def rows(world: World) -> Seen:
     try:
         found = _boards(DRIVER_S)
     except GpuError as error:
-        if gvm:
-            raise
         nvml = str(error)
     boards_found = found.boards if found else {}
-    names = {uuid: f"gpu{board.index}" for uuid, board in boards_found.items()}
+    names = {**world.gpus, **{uuid: f"gpu{board.index}" for uuid, board in boards_found.items()}}
     used = {(pid, uuid): count for uuid, board in boards_found.items() for pid, count in board.used.items()}
     told = []
     for each in readings:
@@ -257,16 +226,28 @@ def rows(world: World) -> Seen:
     return Seen(tuple(sorted(told, key=lambda row: (row.pid, row.gpu))), gvm, nvml, late, world.left)
 
 
-def gpu_names(world: World, uuids: Collection[str]) -> Mapping[str, str]:
-    """Names ("gpu0") by UUID, as `ls` has it. Those that nobody knows are left out."""
+class Placed(Protocol):
+    """What was found at a place: a dataclass whose `gpu` is not known yet."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def place(self) -> Place | None: ...
+
+
+Found = TypeVar("Found", bound=Placed)
+
+
+def with_gpus(world: World, found: Sequence[Found]) -> list[Found]:
+    """The same, each with the name of its GPU as `ls` has it."""
     known = dict(world.gpus)
-    if not known.keys() >= set(uuids):
+    if not known.keys() >= {each.place.uuid for each in found if each.place} - {""}:
         with suppress(GpuError):
             known |= {uuid: f"gpu{board.index}" for uuid, board in _boards(ASK_S).boards.items()}
-    return known
+    return [replace(each, gpu=_gpu_of(each.place, known)) for each in found]
 
 
-def gpu_of(place: Place | None, names: Mapping[str, str]) -> str:
+def _gpu_of(place: Place | None, names: Mapping[str, str]) -> str:
     """For example "gpu0", or "gvm8" where nobody knows which it is; "" for what is not per GPU."""
     if place is None or place.means is not Means.GVM:
         return ""

@@ -305,7 +305,7 @@ def _rules(document: Document, room: int) -> list[Text]:
         line = Text(f"  {shortened(plain(rule['name']), SERVER_WIDTH):{SERVER_WIDTH}} ")
         line.append(f"{gpuctl_text.standing(rule):9}", RULE_STYLES.get(gpuctl_text.paint_of(rule, told), ""))
         line.append(f" {span(rule['since_s']):>7}  {gpuctl_text.acts_in(rule):8}")
-        line.append(f"  {gpuctl_text.rule_text(rule, told['controlled'])}", "dim")
+        line.append(f"  {gpuctl_text.rule_text(rule, told['controlled'], problems_first=True)}", "dim")
         found.append(line)
     return [*found, *about, Text()]
 
