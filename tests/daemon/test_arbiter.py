@@ -48,6 +48,11 @@ def status(governor):
     return json.loads(told(governor, "status", "--json").stdout)
 
 
+def reported(governor):
+    """Whether the arbiter has said its first word."""
+    return all("is starting" not in rule["why_not"] for rule in status(governor)["gpuctl"]["rules"])
+
+
 def told(governor, *arguments, check=True):
     command = [sys.executable, "-m", "memscaler", *arguments, "--runtime-dir", str(governor.runtime_dir)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=60)
@@ -97,6 +102,23 @@ def test_it_is_told_the_rules_and_the_whole_picture(tmp_path):
         arbiter.until("seen", lambda seen: seen["gpus"][uuid]["state"] == "parked")
         told(governor, "hold", "gpu0")
         arbiter.until("seen", lambda seen: seen["gpus"][uuid]["held"])
+
+
+def test_before_its_first_word_no_rule_is_in_force(tmp_path):
+    """Status says so, and shows the rules: else it would look as if none were configured."""
+    gvm = '[gvm]\nroot = "/somewhere"\ngpu_map = {"8" = "GPU-00000000-0000-0000-0000-000000000001"}\n'
+    with listener() as web, played(tmp_path, RULE + gvm + watch_table(web, "gpu0")) as (governor, arbiter):
+        said = status(governor)["gpuctl"]
+        (rule,) = said["rules"]
+        assert (rule["name"], rule["while"], rule["holds"], rule["waits"]) == ("batch", "busy", False, True)
+        assert rule["why_not"] == "the arbiter is starting: no rule is in force yet"
+        assert "batch: the arbiter is starting: no rule is in force yet" in told(governor, "status").stdout
+        assert said["gvm_at"]["root"] == "/somewhere"
+        assert said["gvm_at"]["gpu_map"] == {"8": "GPU-00000000-0000-0000-0000-000000000001"}
+        heard(arbiter, rules=[{"name": "batch", "when": "busy", "holds": True, "applied": 2}])
+        said = status(governor)["gpuctl"]
+        assert [(rule["holds"], rule["why_not"], rule["applied"]) for rule in said["rules"]] == [(True, "", 2)]
+        assert said["gvm_at"]["root"] == "/somewhere", "the governor's word, whatever the arbiter tells"
 
 
 def test_without_rules_there_is_no_arbiter(tmp_path):
@@ -307,6 +329,34 @@ def test_a_reload_tells_the_rules_begins_and_ends_it(tmp_path):
         assert "gpuctl batch: added, while busy" in told(governor, "reload").stdout
         arbiter.come()
         assert arbiter.until("settings")["rules"]
+
+
+def test_a_first_rule_that_a_reload_brings_says_what_it_cannot_do(tmp_path):
+    """The rights over other users' processes went when the governor started. A restart has them."""
+    tmp_path.joinpath("run").mkdir()
+    with listener() as web:
+        config, watch = tmp_path / "config.toml", watch_table(web, "gpu0")
+        config.write_text(BASE + watch)
+        with governing(tmp_path / "run", "a40", "--config", str(config)) as governor:
+            config.write_text(BASE + RULE + watch)
+            for _ in range(2):
+                answer = told(governor, "reload").stdout
+                assert ("memscaler lacks CAP_KILL, CAP_SYS_NICE, CAP_DAC_OVERRIDE" in answer) == (_ == 0)
+                assert ("systemctl restart memscaler" in answer) == (_ == 0)
+            eventually(lambda: reported(governor), what="the arbiter's report")
+            (note,) = status(governor)["gpuctl"]["notes"]
+            assert note["about"] == "gpuctl rights"
+            assert "systemctl restart memscaler" in note["note"]
+            assert "lacks CAP_KILL" in told(governor, "status").stdout
+            (event,) = governor.events("gpuctl.rights_missing")
+            assert event["lacking"] == ["CAP_KILL", "CAP_SYS_NICE", "CAP_DAC_OVERRIDE"]
+            found = told(governor, "doctor", "MS-GVM-03", "--config", str(config), "--simulate", "a40", check=False)
+            assert "lacks CAP_KILL" in " ".join(found.stdout.split())
+            assert "systemctl restart memscaler" in " ".join(found.stdout.split())
+        with governing(tmp_path / "again", "a40", "--config", str(config)) as governor:
+            eventually(lambda: reported(governor), what="the arbiter's report")
+            assert status(governor)["gpuctl"]["notes"] == []
+            assert not governor.events("gpuctl.rights_missing")
 
 
 def test_the_end_waits_for_it_and_wakes_gpus_at_once(tmp_path):

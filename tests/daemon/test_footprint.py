@@ -6,18 +6,18 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.processes import resident_mb, usage
 from bench.throughput import open_and_close
+from tests.daemon.waking import wake_ups
 from tests.governor import Governor, connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
 RESIDENT_MB = 60
-LOOKS_PER_S, WAKE_UPS_OF_A_LOOK = 2, 10  # memscaler/daemon/scout.py
 
 
 @contextlib.contextmanager
@@ -28,24 +28,6 @@ def governed(folder: Path, boards: str, idle_after: str) -> Iterator[tuple[Gover
         arguments = ["--port", f"{port_of(server)}:{gpus}", "--idle-after", idle_after, "--metrics", "127.0.0.1:0"]
         with governing(folder, boards, *arguments) as governor:
             yield governor, server
-
-
-def wake_ups(governor: Governor, act: Callable[[], None]) -> float:
-    """Of the daemon during `act`, less what it may spend on the sockets that other tests here begin to listen on."""
-    changed = listeners_changed(governor)
-    time.sleep(3)  # clocks are read back, and sampled once more
-    since_s, before = time.monotonic(), usage(governor.pid)
-    act()
-    switches = usage(governor.pid).since(before).switches
-    looks = min(listeners_changed(governor) - changed, LOOKS_PER_S * (time.monotonic() - since_s) + 1)
-    return switches - WAKE_UPS_OF_A_LOOK * looks
-
-
-def listeners_changed(governor: Governor) -> float:
-    """In every network namespace of this kernel."""
-    found = re.search(r"^memscaler_listeners_changed_total (\S+)$", governor.metrics(), re.MULTILINE)
-    assert found
-    return float(found[1])
 
 
 def test_resident_memory(tmp_path):

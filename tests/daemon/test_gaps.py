@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from bench.processes import usage
 from tests.daemon.servers import KeepAlive
 from tests.daemon.test_traffic import WORK, Client
 from tests.daemon.timeline import Timeline, now_ns
+from tests.daemon.waking import wake_ups
 from tests.governor import Governor, connect, eventually, governing, listener, port_of
 
 pytestmark = pytest.mark.usefixtures("quick_settings")
@@ -139,12 +139,13 @@ def test_learning_wakes_nobody(tmp_path):
     with listener() as server:
         arguments = ["--port", f"{port_of(server)}:gpu0", "--idle-after", "60s", "--log-level", "debug"]
         with governing(tmp_path, "a40", *arguments, "--metrics", "127.0.0.1:0") as governor:
-            time.sleep(3)  # the samples at the start
-            before = usage(governor.pid)
             work = []
-            for _ in range(41):
-                work.append(visit(server))
-                time.sleep(0.3)
-            assert usage(governor.pid).since(before).switches < len(work)  # one for each would be 41
+
+            def visit_again_and_again() -> None:
+                for _ in range(41):
+                    work.append(visit(server))
+                    time.sleep(0.3)
+
+            assert wake_ups(governor, visit_again_and_again) < 41  # one for each would be 41
             eventually(lambda: governor.metrics() and len(told(governor)) == 40)
             check(told(governor), work)

@@ -76,12 +76,14 @@ def test_it_is_told_the_rules_and_the_whole_picture(tmp_path):
     """First the settings, with the names of GPUs, then every GPU and server; then each change."""
     with listener() as web, listener() as other:
         text = f"""[[server]]\nname = "chat"\ncommand = "x --port {port_of(web)}"\ngpus = ["gpu0"]
-{STAGE}servers = ["gpu0", "chat"]\n[suspend]\nnever = ["Sat 00:00-24:00"]\n{watch_table(other, "gpu1")}"""
+{STAGE}servers = ["gpu0", "chat"]\n[suspend]\nnever = ["Sat 00:00-24:00"]\n{watch_table(other, "gpu1")}
+[gvm]\nroot = "/somewhere/debug"\n"""
         with played(tmp_path, text) as (_, sleeper):
             rules = sleeper.until("settings")
             assert rules["stages"][0]["stage"] == "server-sleep"
             assert rules["stages"][0]["after_s"] == 3600
             assert rules["suspend"]["never"] == [{"days": [5], "begin_min": 0, "end_min": 1440}]
+            assert rules["gvm"]["root"] == "/somewhere/debug"  # whose memory is not checkpointed
             seen = sleeper.until("seen")
             chat, second = server(seen, str(port_of(web))), server(seen, str(port_of(other)))
             assert chat["name"] == "chat"

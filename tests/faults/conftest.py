@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memscaler.gpu import actuator, nvapi, nvml, session
+from memscaler.gpu import actuator, nvapi, nvml_calls, parking, session
 from memscaler.gpu.inventory import Driver, open_driver
 from memscaler.simulator import SimulatedDriver, load
 
@@ -18,13 +18,13 @@ Machine = Callable[..., tuple[SimulatedDriver, Driver]]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter pauses than on a real machine, in the same order."""
-    monkeypatch.setattr(actuator, "RETRY_PAUSE_S", (0.001, 0.002))
+    monkeypatch.setattr(parking, "RETRY_PAUSE_S", (0.001, 0.002))
     monkeypatch.setattr(actuator, "WAKE_FIRST_LOOK_S", 0.003)
     monkeypatch.setattr(session, "PATIENCE_S", 0.1)
     monkeypatch.setattr(session, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(session, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(session, "LONGEST_PAUSE_CLOSED_S", 0.05)
-    for each in (nvml.SESSION, nvapi.SESSION):
+    for each in (nvml_calls.SESSION, nvapi.SESSION):
         each.start_afresh()
 
 

@@ -15,6 +15,7 @@ from memscaler.core.model import LeverResult, Outcome
 from memscaler.gpu.actuator import Actuator
 from memscaler.gpu.capability import choose
 from memscaler.gpu.grip import Reopening
+from memscaler.gpu.hands import Means
 from memscaler.gpu.inventory import Driver
 from memscaler.gpu.journal import Journal
 from memscaler.gpu.reports import ActuatorPolicy, Note, Report
@@ -40,7 +41,9 @@ class Side:
         self.mistakes: list[str] = []
         self.seq = 0
         levers = choose(device).levers
-        self.actuator = Actuator(device, levers, self.journal, self.reports.put, POLICY, reopening=Reopening(driver))
+        self.actuator = Actuator(
+            Means(device, levers, self.journal, self.reports.put, POLICY, reopening=Reopening(driver))
+        )
 
     def _next(self, until_s: float) -> LeverResult | None:
         """The next answer to the last order."""

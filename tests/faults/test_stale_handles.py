@@ -11,7 +11,7 @@ import pytest
 
 from memscaler.core.errors import DriverUnavailable, GpuCallFailed, GpuLost
 from memscaler.core.model import LeverResult, Outcome
-from memscaler.gpu import nvml, session
+from memscaler.gpu import nvml, nvml_calls, session
 from memscaler.simulator import SimulatedDriver
 from tests.faults.conftest import Machine
 from tests.faults.pairs import Side, eventually
@@ -185,7 +185,7 @@ def test_old_handles_never_reach_the_driver(machine: Machine) -> None:
     with pytest.raises(GpuCallFailed, match="the handle is stale"):
         nvml.clock_mhz(old.handle, nvml.MEMORY)
     with pytest.raises(GpuCallFailed, match="the handle is stale"):
-        nvml.Setter(RESET, old.handle)()
+        nvml_calls.Setter(RESET, old.handle)()
     assert not simulated.call_log(after=mark)
     assert nvml.clock_mhz(fresh.handle, nvml.MEMORY) > 0
     assert driver.find(old.identity.uuid) is fresh

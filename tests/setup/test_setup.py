@@ -13,7 +13,7 @@ import pytest
 from memscaler.config.load import load
 from memscaler.core.snapshot import Identity
 from memscaler.daemon import lock
-from memscaler.daemon.guardian import JOURNAL
+from memscaler.daemon.journals import JOURNAL
 from memscaler.daemon.setup.removal import remove_runtime
 from memscaler.gpu.journal import Journal
 from memscaler.resources import completions_dir, deploy_dir, man_dir, systemd_dir
