@@ -22,21 +22,19 @@ WITH_IT = "it belongs to a server of a watched port: one program has started bot
 _SHELLS = frozenset(
     {"ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "mksh", "nu", "sh", "tcsh", "xonsh", "zsh"}
 )
-_PGRP = 2  # field of stat after the name, proc(5)
-_STAT_BYTES = 4096
 
 
 def launched_with(listeners: Collection[int], processes: Processes) -> Mapping[int, str]:
     """Pid -> why: their launchers, and what these have started in the same process group, with all below that."""
     found: dict[int, str] = {}
     for listener in listeners:
-        group = _group(listener, processes)
+        group = processes.group(listener)
         above = _launchers(listener, group, processes) if group else ()
         if not above or above[0] in found:
             continue
         found |= dict.fromkeys(above, LAUNCHED)
         others = processes.descendants(above) - {listener}
-        mates = {pid for pid in others if _group(pid, processes) == group} - found.keys()
+        mates = {pid for pid in others if processes.group(pid) == group} - found.keys()
         found |= dict.fromkeys(mates | processes.descendants(mates), WITH_IT)
     return found
 
@@ -45,22 +43,12 @@ def _launchers(pid: int, group: int, processes: Processes) -> tuple[int, ...]:
     """Its parent, that one's parent and so on, the nearest first, as long as they are of one group and no shell."""
     above: list[int] = []
     parent = processes.parent(pid)
-    while parent > 1 and parent in processes and parent not in above and _group(parent, processes) == group:
+    while parent > 1 and parent in processes and parent not in above and processes.group(parent) == group:
         if Path(processes.exe(parent)).name in _SHELLS:
             break
         above.append(parent)
         parent = processes.parent(parent)
     return tuple(above)
-
-
-def _group(pid: int, processes: Processes) -> int:
-    """Its process group; 0 if it is gone, or that cannot be seen from here."""
-    try:
-        with open(processes.path(pid, "stat"), "rb") as file:  # noqa: PTH123  # as the other looks at /proc
-            fields = file.read(_STAT_BYTES).rpartition(b")")[2].split()
-        return int(fields[_PGRP])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 # ---- by service or container -----------------------------------------------------------------------------------------

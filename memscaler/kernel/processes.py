@@ -31,6 +31,7 @@ class Process:
 
     pid: int
     parent: int
+    group: int
     comm: str
     started: int
 
@@ -79,6 +80,10 @@ class Processes:
     def parent(self, pid: int) -> int:
         """0: none, or one outside of our pid namespace, or the process is not there."""
         return self._table[pid].parent if pid in self._table else 0
+
+    def group(self, pid: int) -> int:
+        """Its process group; 0: one outside of our pid namespace, or the process is not there."""
+        return self._table[pid].group if pid in self._table else 0
 
     def comm(self, pid: int) -> str:
         """The file that was executed, its first 15 bytes, unless the process calls itself otherwise."""
@@ -230,7 +235,7 @@ def _process(stat: str, pid: int) -> Process | None:
     try:
         if fields[0] in _GONE or int(fields[6]) & _KERNEL_THREAD:
             return None
-        return Process(pid, int(fields[1]), head.partition("(")[2], int(fields[19]))
+        return Process(pid, int(fields[1]), int(fields[2]), head.partition("(")[2], int(fields[19]))
     except (IndexError, ValueError):
         return None
 
